@@ -1,0 +1,31 @@
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help setup demo test lint clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-6s %s\n", $$1, $$2 }' Makefile
+
+setup: $(READY)  ## create .venv with all requirements (PYTHON=python3.12 to choose the interpreter)
+
+$(READY): requirements.txt requirements-dev.txt constraints.txt scripts/setup.sh
+	@PYTHON="$(PYTHON)" sh scripts/setup.sh
+	@touch $@
+
+demo: setup  ## train, evaluate and write a submission on drawn shapes: no download, minutes on a CPU
+	$(BIN)/accelerate launch train.py --recipe recipes/demo.yaml --name demo
+	$(BIN)/python evaluate.py runs/demo
+	$(BIN)/python -m data.shapes datasets/shapes
+	$(BIN)/python submit.py runs/demo --images datasets/shapes/test --out runs/demo/submission.csv
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy resnet data training train.py evaluate.py submit.py
+
+clean:  ## remove the demo's run and data, and the tools' caches; keeps .venv
+	rm -rf runs/demo datasets/shapes .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Images in, batches out: sources, the prepared cache, sampling, augmentation and the two loaders."""

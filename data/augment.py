@@ -1,0 +1,142 @@
+"""Augmentation of whole batches on their device.
+
+Every choice is a hash of (seed, epoch, sample id): see data/keyed.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.keyed import random_bits, random_integers, shift_right
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What training changes in an image; the default changes nothing.
+
+    crop_padding: pixels added on each side before a random crop of the original size.
+    crop_mode: what fills the padding: "zero", "reflect" (without repeating the edge) or "edge".
+    flip: mirror left to right, half of the images.
+    cutout: side in pixels of a square, centred anywhere in the image, set to the mean colour (DeVries and
+        Taylor, 2017, arXiv:1708.04552).
+    """
+
+    crop_padding: int = 0
+    crop_mode: str = "zero"
+    flip: bool = False
+    cutout: int = 0
+
+    @staticmethod
+    def shifting(fraction: float, size: int, flip: bool = False, cutout: int = 0) -> "Augmentation":
+        """Shifts by up to `fraction` of the image's `size` each way, in whole pixels, repeating the edge.
+
+        That is a crop from an image padded with its edge: Keras' width_shift_range and height_shift_range
+        with fill_mode "nearest", less its interpolation between pixels.
+        """
+        return Augmentation(crop_padding=int(fraction * size), crop_mode="edge", flip=flip, cutout=cutout)
+
+
+class BatchTransform:
+    """uint8 images in, normalised floats out, on the device of the images.
+
+    Args:
+        mean, std: per channel, of pixels scaled to 0..1.
+        augmentation: applied by `augment`, not by `normalize`.
+        seed: the run's seed.
+        device: where the batches are.
+        dtype: of the result.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ):
+        self.augmentation = augmentation or Augmentation()
+        self.seed = seed
+        self.dtype = dtype
+        deviation = torch.tensor(std, dtype=torch.float64)
+        # pixel / 255 normalised, as one multiplication and one addition
+        self.scale = (1 / (255 * deviation)).float().view(1, 3, 1, 1).to(device)
+        self.offset = (-torch.tensor(mean, dtype=torch.float64) / deviation).float().view(1, 3, 1, 1).to(device)
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """(n, 3, h, w) uint8 -> the same shape in `dtype`, memory format kept."""
+        return torch.addcmul(self.offset, images.float(), self.scale).to(self.dtype)
+
+    def augment(self, images: Tensor, ids: Tensor, epoch: int) -> Tensor:
+        """(n, 3, h, w) uint8 and their ids (n,) -> augmented and normalised, channels_last in memory."""
+        chosen = self.augmentation
+        images = crop_and_flip(images, ids, chosen, self.seed, epoch)
+        floats = self.normalize(images)
+        if chosen.cutout:
+            floats = cutout(floats, ids, chosen.cutout, self.seed, epoch)
+        return floats
+
+
+def crop_and_flip(images: Tensor, ids: Tensor, chosen: Augmentation, seed: int, epoch: int) -> Tensor:
+    """Random crop of the padded images, and random flip, as one gather.
+
+    Args:
+        images: uint8 (n, c, h, w).
+        ids: int64 (n,).
+
+    Returns:
+        uint8 (n, c, h, w), channels_last in memory.
+    """
+    padding = chosen.crop_padding
+    if not padding and not chosen.flip:
+        return images
+    count, _, height, width = images.shape
+    device = images.device
+    bits = random_bits(ids, seed, "crop", epoch)
+    top = random_integers(bits, 2 * padding + 1, field=0)
+    left = random_integers(bits, 2 * padding + 1, field=1)
+    rows = torch.arange(height, device=device) + top[:, None]
+    columns = torch.arange(width, device=device).expand(count, width)
+    if chosen.flip:
+        flipped = shift_right(random_bits(ids, seed, "flip", epoch), 63).bool()
+        columns = torch.where(flipped[:, None], width - 1 - columns, columns)
+    columns = columns + left[:, None]
+
+    pixels = images.permute(0, 2, 3, 1)
+    if padding and chosen.crop_mode == "zero":
+        pixels = F.pad(pixels, (0, 0, padding, padding, padding, padding))
+    elif padding:
+        rows = _inside(rows - padding, height, chosen.crop_mode)
+        columns = _inside(columns - padding, width, chosen.crop_mode)
+    image = torch.arange(count, device=device)[:, None, None]
+    return pixels[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _inside(position: Tensor, size: int, mode: str) -> Tensor:
+    """The pixel that stands for a position outside the image."""
+    if mode == "reflect":
+        return size - 1 - (size - 1 - position.abs()).abs()
+    return position.clamp(0, size - 1)
+
+
+def cutout(images: Tensor, ids: Tensor, size: int, seed: int, epoch: int) -> Tensor:
+    """Set a square of `size` pixels to 0, the mean colour of normalised images; parts outside are cut off.
+
+    Args:
+        images: (n, c, h, w), normalised.
+        ids: int64 (n,).
+    """
+    height, width = images.shape[2:]
+    bits = random_bits(ids, seed, "cutout", epoch)
+    top = random_integers(bits, height, field=0)[:, None] - size // 2
+    left = random_integers(bits, width, field=1)[:, None] - size // 2
+    y = torch.arange(height, device=images.device)
+    x = torch.arange(width, device=images.device)
+    in_rows = (y >= top) & (y < top + size)
+    in_columns = (x >= left) & (x < left + size)
+    hidden = in_rows[:, None, :, None] & in_columns[:, None, None, :]
+    return images.masked_fill(hidden, 0)

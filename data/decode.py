@@ -1,0 +1,74 @@
+"""Image files to pixels, on all allowed cores."""
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from data.errors import InputError
+from data.spec import IMAGE_SIZE
+
+_MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
+
+
+def allowed_cores() -> int:
+    """The cores this process may use, which can be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def decode(path: Path) -> npt.NDArray[np.uint8]:
+    """One image file as uint8 (32, 32, 3), RGB.
+
+    Greyscale, palette and RGBA are converted (alpha is dropped); 16-bit, CMYK, animated images and those of
+    another size are refused with InputError.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode not in _MODES or getattr(image, "n_frames", 1) > 1:
+                raise InputError(f"{path}: mode {image.mode} or several frames; save it as an 8-bit RGB image")
+            if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+                width, height = image.size
+                raise InputError(f"{path}: {width}x{height} pixels; expected {IMAGE_SIZE}x{IMAGE_SIZE}")
+            return np.asarray(image.convert("RGB"))
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: not a readable image ({reason}); replace or remove it") from error
+
+
+def decode_many(paths: Sequence[Path]) -> npt.NDArray[np.uint8]:
+    """uint8 (n, 32, 32, 3)."""
+    return np.stack([decode(path) for path in paths])
+
+
+def decode_stream(paths: Sequence[Path], size: int) -> Iterator[npt.NDArray[np.uint8]]:
+    """The images of `paths` in order, `size` at a time: uint8 (size, 32, 32, 3), the last one shorter.
+
+    A few chunks are decoded ahead, so that memory stays bounded for any number of images.
+    """
+    chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
+    if len(chunks) <= 1:  # not worth starting processes
+        yield from map(decode_many, chunks)
+        return
+    workers = min(allowed_cores(), len(chunks))
+    waiting: deque[Future[npt.NDArray[np.uint8]]] = deque()
+    # spawn: a forked child would inherit torch's threads and locks in an unknown state
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        try:
+            for chunk in chunks:
+                waiting.append(pool.submit(decode_many, chunk))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

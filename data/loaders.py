@@ -1,0 +1,53 @@
+"""Id batches in, device batches out: what the two loaders have in common, and which one to use.
+
+A loader knows nothing of seeds, ranks or epochs. It is handed lists of ids and returns those images, in
+that order; so both give the same stream by construction, and resuming in mid-epoch is a slice of a list.
+"""
+
+from collections.abc import Generator, Sequence
+from importlib.util import find_spec
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from data.errors import InputError
+from data.prepared import Prepared
+
+
+class Batch(NamedTuple):
+    """Images uint8 (n, 3, h, w), channels_last in memory; labels and ids int64 (n,); all on the device."""
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+
+class Loader(Protocol):
+    name: str
+
+    def read(self, batches: Sequence[Tensor]) -> Generator[Batch]:
+        """The images of each id batch (int64 on the CPU), in order. A yielded batch stays valid."""
+
+
+def make_loader(choice: str, prepared: Prepared, device: torch.device, workers: int) -> tuple[Loader, str]:
+    """The loader of that name, and one line for the user where `auto` had to do without FFCV.
+
+    Args:
+        choice: "ffcv", "resident", or "auto": ffcv where it is installed.
+        device: where the batches go.
+        workers: FFCV's threads.
+    """
+    from data.resident_loader import ResidentLoader
+
+    installed = find_spec("ffcv") is not None
+    if choice == "ffcv" and not installed:
+        raise InputError("--loader ffcv: ffcv is not installed; run make setup on Linux, or use --loader resident")
+    if choice == "resident" or not installed:
+        note = "ffcv is not installed: using the resident loader" if choice == "auto" else ""
+        return ResidentLoader(prepared, device), note
+    threads = torch.get_num_threads()
+    from data.ffcv_loader import FFCVLoader  # seconds to import, and on Linux only
+
+    torch.set_num_threads(threads)  # importing ffcv sets it to 1
+    return FFCVLoader(prepared, device, workers), ""

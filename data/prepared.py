@@ -1,0 +1,167 @@
+"""A source, decoded once: the cache on disk that both loaders read.
+
+    <cache-dir>/<key>/images.npy    uint8 (n, 32, 32, 3), the training images and then the test images
+                      labels.npy    int64 (n,)
+                      meta.json     classes, statistics, counts, the source's signature, the files' digests
+                      images.beton  the same for FFCV, written when it is first used
+
+An image's id is its position in these arrays.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+from tqdm import tqdm
+
+from data.decode import decode_stream
+from data.files import sha256_of, sync_folder, write_json
+from data.sources import Contents, Source
+from data.spec import IMAGE_SIZE
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A decoded data set.
+
+    folder: where the cache is.
+    images: uint8 (n, 32, 32, 3), mapped from the file.
+    labels: int64 (n,).
+    train_count: ids below it are training images, the others test images.
+    classes: names, by label.
+    mean, std: per channel (RGB), of training pixels scaled to 0..1.
+    digest: of images and labels; equal where the same data was prepared.
+    """
+
+    folder: Path
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    train_count: int
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+
+    @property
+    def train_ids(self) -> range:
+        return range(self.train_count)
+
+    @property
+    def test_ids(self) -> range:
+        return range(self.train_count, len(self.labels))
+
+
+def prepare(source: Source, cache_dir: Path) -> Prepared:
+    """Open the prepared cache of `source`, building it first where it is absent, damaged or out of date.
+
+    Any number of processes may call this together: one builds, the others wait for it.
+
+    Raises:
+        InputError: an image or label that the user has to mend; nothing is left behind.
+    """
+    signature = source.signature()
+    folder = cache_dir / hashlib.sha256(source.key.encode()).hexdigest()[:16]
+    with cache_lock(folder):
+        if (meta := _whole(folder, signature)) is None:
+            _build(source, source.signature(), folder)
+            meta = _whole(folder, None)
+        if meta is None:
+            raise OSError(f"{folder}: the cache just written does not match its digests; check the disk")
+    return Prepared(
+        folder=folder,
+        images=np.load(folder / "images.npy", mmap_mode="r"),
+        labels=np.load(folder / "labels.npy"),
+        train_count=meta["train_count"],
+        classes=tuple(meta["classes"]),
+        mean=tuple(meta["mean"]),
+        std=tuple(meta["std"]),
+        digest=meta["digest"],
+    )
+
+
+def cache_lock(folder: Path) -> FileLock:
+    """Held while a cache folder is checked or built. The system frees it when its holder dies."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder.with_suffix(".lock"))
+
+
+def _whole(folder: Path, signature: str | None) -> dict[str, Any] | None:
+    """The cache's meta.json if its files have their digests, and belong to `signature` if one is given."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if meta["format"] != _FORMAT or (signature is not None and meta["signature"] != signature):
+            return None
+        if any(sha256_of(folder / name) != digest for name, digest in meta["files"].items()):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return meta
+
+
+def _build(source: Source, signature: str, folder: Path) -> None:
+    """Decode into a temporary folder, then rename it. Called with the lock held."""
+    for remnant in folder.parent.glob(f"{folder.name}.*.tmp"):  # of a process that was killed
+        shutil.rmtree(remnant, ignore_errors=True)
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        contents = source.load()
+        _write_arrays(contents, temporary)
+        files = {name: sha256_of(temporary / name) for name in ("images.npy", "labels.npy")}
+        mean, std = (contents.spec.mean, contents.spec.std) if contents.spec else _statistics(contents, temporary)
+        meta = {
+            "format": _FORMAT,
+            "source": source.key,
+            "signature": signature,
+            "classes": contents.classes,
+            "mean": mean,
+            "std": std,
+            "train_count": len(contents.train.labels),
+            "files": files,
+            "digest": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
+        }
+        write_json(temporary / "meta.json", meta)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_arrays(contents: Contents, folder: Path) -> None:
+    labels = np.concatenate([contents.train.labels, contents.test.labels])
+    np.save(folder / "labels.npy", labels)
+    shape = (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+    start = 0
+    with tqdm(total=len(labels), desc="decoding", unit="image", disable=None) as bar:
+        for split in (contents.train, contents.test):
+            chunks = decode_stream(split.images, 1000) if isinstance(split.images, list) else [split.images]
+            for chunk in chunks:
+                images[start : start + len(chunk)] = chunk
+                start += len(chunk)
+                bar.update(len(chunk))
+    images.flush()
+
+
+def _statistics(contents: Contents, folder: Path) -> tuple[list[float], list[float]]:
+    """Mean and deviation per channel of the training pixels, scaled to 0..1, from exact integer sums."""
+    images = np.load(folder / "images.npy", mmap_mode="r")[: len(contents.train.labels)]
+    values = np.arange(256)
+    mean, std = [], []
+    for channel in range(3):
+        counts = sum(np.bincount(part[..., channel].ravel(), minlength=256) for part in np.array_split(images, 20))
+        average = float((counts * values).sum() / counts.sum() / 255)
+        variance = float((counts * values**2).sum() / counts.sum() / 255**2) - average**2
+        mean.append(average)
+        std.append(max(variance, 1e-12) ** 0.5)
+    return mean, std

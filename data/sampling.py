@@ -1,0 +1,76 @@
+"""Which images, in which order, on which process: pure functions of (seed, epoch).
+
+Ids are the positions of the images in the prepared data set. Everything here runs before any loader.
+"""
+
+import torch
+from torch import Tensor
+
+from data.errors import InputError
+from data.keyed import random_bits, random_permutation
+
+
+def split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Part training ids from validation ids, class by class.
+
+    Within each class the ids with the smallest hashes of (seed, id) go to validation: `fraction` of the
+    class, rounded, at least one, and never all.
+
+    Args:
+        labels: int64 (n,), the class of each training image; position is id.
+        fraction: share of the validation set, between 0 and 1.
+        seed: chooses the split.
+
+    Returns:
+        Training and validation ids, each int64, ascending; disjoint, and together all n.
+
+    Raises:
+        InputError: a class has a single image.
+    """
+    bits = random_bits(torch.arange(len(labels)), seed, "split")
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique().tolist():
+        ids = (labels == label).nonzero().squeeze(1)
+        if len(ids) < 2:
+            raise InputError(f"class {label} has one image: it cannot be split; add images or use --split none")
+        count = min(max(round(fraction * len(ids)), 1), len(ids) - 1)
+        held_out[ids[torch.argsort(bits[ids], stable=True)[:count]]] = True
+    return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
+
+
+def epoch_batches(ids: Tensor, batch_size: int, seed: int, epoch: int) -> Tensor:
+    """The global batches of an epoch.
+
+    The ids that do not fill a last batch wait for a later epoch's order: every step sees a whole batch, so
+    the mean of its gradient has the same weight on any number of processes.
+
+    Returns:
+        int64 (steps, batch_size).
+    """
+    order = random_permutation(ids, seed, "order", epoch)
+    steps = len(ids) // batch_size
+    return order[: steps * batch_size].view(steps, batch_size)
+
+
+def micro_batches(batches: Tensor, rank: int, world_size: int, accumulation: int) -> Tensor:
+    """This process' exact share of each global batch.
+
+    A global batch is cut into `accumulation` x `world_size` micro-batches in order.
+
+    Args:
+        batches: int64 (steps, batch_size); batch_size divides by world_size x accumulation.
+
+    Returns:
+        int64 (steps, accumulation, batch_size / (world_size x accumulation)).
+    """
+    steps, batch_size = batches.shape
+    return batches.view(steps, accumulation, world_size, -1)[:, :, rank]
+
+
+def evaluation_batches(ids: Tensor, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Tensor]:
+    """This process' share of `ids` for evaluation: each id exactly once over all processes.
+
+    The last batch may be short, and a process may have none.
+    """
+    share = torch.tensor_split(ids, world_size)[rank]
+    return list(share.split(batch_size)) if len(share) else []

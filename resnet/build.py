@@ -1,0 +1,81 @@
+"""Networks by name, and weights from a file in torchvision's format."""
+
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+from torchvision import models
+
+from resnet.resnet import INITS, RESNET18_BLOCKS, RESNET34_BLOCKS, STEMS, ResNet
+
+MODELS = ("resnet18", "resnet34", "torchvision-resnet18", "vgg16")
+
+# The last layer of torchvision's ResNets and of its VGGs: its shape follows the classes, so no file fits it.
+HEADS = ("fc.", "classifier.6.")
+
+
+def build_model(name: str, num_classes: int, stem: str = "cifar", init: str = "default") -> nn.Module:
+    """A network with fresh weights: images (N, 3, H, W) -> logits (N, num_classes).
+
+    `stem` and `init` shape `resnet18` and `resnet34`. The comparison networks are torchvision's own code with
+    its own stem and initial weights: `torchvision-resnet18` begins as `resnet18` with stem `imagenet` and
+    init `kaiming` does; `vgg16` has no BatchNorm, and repeats the 1x1 map that a 32x32 image leaves 7x7 times
+    for its first linear layer. For them anything but this function's defaults is refused, as it would have no
+    effect.
+
+    ValueError for a name that is not in MODELS, STEMS or INITS, and for a stem or init that does not apply.
+    """
+    for field, value, allowed in (("model", name, MODELS), ("stem", stem, STEMS), ("init", init, INITS)):
+        if value not in allowed:
+            raise ValueError(f"{field} {value!r} is unknown: allowed are {', '.join(allowed)}")
+    if name == "resnet18":
+        return ResNet(RESNET18_BLOCKS, num_classes, stem, init)
+    if name == "resnet34":
+        return ResNet(RESNET34_BLOCKS, num_classes, stem, init)
+
+    for field, value, default in (("stem", stem, "cifar"), ("init", init, "default")):
+        if value != default:
+            raise ValueError(f"{field} {value!r} does not apply to {name}: leave it at {default!r}")
+    build = models.resnet18 if name == "torchvision-resnet18" else models.vgg16
+    network: nn.Module = build(weights=None, num_classes=num_classes)
+    return network
+
+
+def load_pretrained(model: nn.Module, path: str | PathLike[str]) -> None:
+    """Load a state dict file in torchvision's format into `model`; the head keeps its fresh weights.
+
+    For a model as `build_model` returns it, before it is compiled or distributed. torchvision's files for its
+    ResNet-18 and ResNet-34 fit ours with the `imagenet` stem. ValueError, with the model untouched, if the
+    file is not a state dict or does not fit; OSError if it cannot be read.
+    """
+    weights = {key: value for key, value in read_state_dict(path).items() if not key.startswith(HEADS)}
+    own = {key: value for key, value in model.state_dict().items() if not key.startswith(HEADS)}
+
+    problems = [f"{key} missing" for key in own if key not in weights and not is_counter(key)]
+    problems += [f"{key} unexpected" for key in weights if key not in own]
+    problems += [
+        f"{key} is {tuple(weights[key].shape)}, needs {tuple(own[key].shape)}"
+        for key in own
+        if key in weights and weights[key].shape != own[key].shape
+    ]
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise ValueError(f"{path} does not fit the network: {'; '.join(problems[:4])}{more}")
+    model.load_state_dict(weights, strict=False)
+
+
+def is_counter(key: str) -> bool:
+    """BatchNorm's count of batches: files older than PyTorch 0.4.1 have none, and nothing here reads it."""
+    return key.endswith("num_batches_tracked")
+
+
+def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # on a file that is no such thing torch raises nearly anything, in many lines
+        raise ValueError(f"{path} is not a file of tensors written by torch.save, or is damaged") from error
+    if not (isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())):
+        raise ValueError(f"{path} is not a state dict: it holds more, or other things, than named tensors")
+    return weights

@@ -1,0 +1,74 @@
+"""Write a submission for Kaggle's "cifar-10": `python submit.py runs/NAME --images DIR --out submission.csv`."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from data.decode import decode_stream
+from data.errors import InputError
+from data.files import written_atomically
+from data.sources import numbered_images, read_labels
+from training.cli import OneLineParser, one_line_errors
+
+
+def main() -> None:
+    parser = OneLineParser(prog="submit.py", description=__doc__)
+    parser.add_argument("run", type=Path, help="a run's folder, or its best.safetensors")
+    parser.add_argument(
+        "--images", type=Path, required=True, help="folder of images named by number, such as 1.png"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="the CSV file to write")
+    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average over mirror images")
+    with one_line_errors():
+        submit(parser.parse_args())
+
+
+def submit(arguments: argparse.Namespace) -> None:
+    images = numbered_images(arguments.images)
+    check_against_sample(arguments.images, list(images))
+    labels = predict(arguments.run, list(images.values()), flip=arguments.tta == "flip")
+    table = pd.DataFrame({"id": list(images), "label": labels})
+    with written_atomically(arguments.out) as temporary:
+        table.to_csv(temporary, index=False)
+    print(f"{arguments.out}: {len(table)} predictions")
+
+
+def check_against_sample(folder: Path, ids: list[int]) -> None:
+    """Compare the ids with sampleSubmission.csv, where one lies in the folder or beside it.
+
+    Raises:
+        InputError: an image is missing or too many.
+    """
+    for sample in (folder / "sampleSubmission.csv", folder.resolve().parent / "sampleSubmission.csv"):
+        if sample.is_file():
+            expected = set(read_labels(sample).index)
+            if missing := sorted(expected - set(ids)):
+                raise InputError(
+                    f"{folder}: no image for id {missing[0]} of {sample} ({len(missing)} missing in all)"
+                )
+            if extra := sorted(set(ids) - expected):
+                raise InputError(f"{folder}: image {extra[0]} is not in {sample} ({len(extra)} such in all)")
+            return
+
+
+def predict(run: Path, paths: list[Path], flip: bool) -> list[str]:
+    """The class names predicted for image files, in their order. Only a few batches are in memory at a time."""
+    # Imported here: torch takes seconds, and --help or a mistaken flag should not wait for it.
+    import torch
+    from tqdm import tqdm
+
+    from training.inference import EVALUATION_BATCH, open_predictor
+
+    predictor, about, _ = open_predictor(run, flip)
+    classes, labels = about["classes"], []
+    with tqdm(total=len(paths), desc="predicting", unit="image", disable=None) as bar:
+        for pixels in decode_stream(paths, EVALUATION_BATCH):
+            images = torch.from_numpy(pixels).to(predictor.device).permute(0, 3, 1, 2)
+            labels += [classes[index] for index in predictor.logits(images).argmax(1).tolist()]
+            bar.update(len(pixels))
+    return labels
+
+
+if __name__ == "__main__":
+    main()

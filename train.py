@@ -1,0 +1,91 @@
+"""Train a network as a recipe and flags say: `accelerate launch train.py --recipe recipes/cifar10.yaml`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.cli import one_line_errors
+from training.config import Config, parse_config
+
+if TYPE_CHECKING:
+    from training.engine import Trainer
+    from training.recorder import NullRecorder
+
+
+def main() -> None:
+    with one_line_errors(quiet_ranks=True):
+        config = parse_config(sys.argv[1:])
+    with one_line_errors():
+        train(config)
+
+
+def train(config: Config) -> None:
+    # Imported here: torch takes seconds, and --help or a mistaken flag should not wait for it.
+    from data.loaders import make_loader
+    from data.prepared import prepare
+    from data.sources import find_source
+    from training.engine import Trainer, initial_model
+    from training.hardware import make_accelerator, threads_per_process
+    from training.recorder import NullRecorder, Recorder
+
+    accelerator = make_accelerator(config)
+    try:
+        prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
+        loader, note = make_loader(
+            config.loader, prepared, accelerator.device, config.workers or threads_per_process()
+        )
+        if note:
+            accelerator.print(note)
+        model = initial_model(config, len(prepared.classes))
+        trainer = Trainer(config, accelerator, model, prepared, loader)
+        recorder = Recorder(config, prepared, accelerator) if accelerator.is_main_process else NullRecorder()
+        trainer.restore(recorder.newest_checkpoint())
+        recorder.begin(trainer)
+        try:
+            while trainer.epoch < config.epochs:
+                train_epoch(trainer, recorder)
+                finish_epoch(trainer, recorder)
+            recorder.finish(trainer)
+        finally:
+            recorder.close()
+    finally:
+        accelerator.end_training()
+
+
+def train_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:
+    """The steps that are left of the current epoch."""
+    config, progress = trainer.config, trainer.progress
+    with recorder.progress_bar(trainer) as bar:
+        for _ in trainer.train_epoch():
+            bar.update(config.batch_size)
+            at_end = progress.step % trainer.steps_per_epoch == 0  # the epoch's own row and checkpoint follow
+            if progress.step % config.log_every == 0 and not at_end:
+                row = trainer.training_row("step")
+                bar.set_postfix(loss=f"{row['train_loss']:.3f}", lr=f"{row['lr']:.3g}")
+                recorder.log(row)
+            every = config.checkpoint_every_steps
+            if every and progress.step % every == 0 and not at_end:
+                recorder.checkpoint(trainer, trainer.state())
+
+
+def finish_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:
+    """Validate, record, keep the best weights, and write a checkpoint."""
+    config, progress = trainer.config, trainer.progress
+    row = trainer.training_row("epoch")
+    is_last = trainer.epoch == config.epochs
+    if len(trainer.val_ids):
+        result = trainer.validate()
+        row |= {f"val_{name}": result[name] for name in ("loss", "accuracy", "top5", "macro_f1")}
+    chosen = config.split == "stratified"  # otherwise nothing may choose, and the last weights are kept
+    if is_last if not chosen else row["val_accuracy"] > progress.best_accuracy:
+        progress.best_epoch = trainer.epoch
+        progress.best_accuracy = row.get("val_accuracy", -1.0)
+        progress.best_macro_f1 = row.get("val_macro_f1", -1.0)
+        recorder.save_weights(trainer, {key: row[key] for key in row if key == "epoch" or key.startswith("val_")})
+    row |= {"images_per_second": round(trainer.images_per_second, 1), "seconds": round(trainer.tick(), 3)}
+    recorder.log(row)
+    recorder.checkpoint(trainer, trainer.state())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Configuration, the training step and loop, metrics, checkpoints, tracking and figures."""

@@ -1,0 +1,37 @@
+"""How the scripts end when something is wrong: one line on stderr, no traceback."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from data.errors import InputError
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on, for a reason that is not in its input: one line, exit code 1."""
+
+
+@contextmanager
+def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
+    """Turn InputError into exit code 2 and RunError into exit code 1.
+
+    quiet_ranks: every process meets the same error (a mistaken flag), so that only the first one tells.
+    """
+    try:
+        yield
+    except (InputError, RunError) as error:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank == 0 or not quiet_ranks:
+            where = f" (rank {rank})" if rank else ""
+            print(f"error{where}: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse, with InputError for a mistaken flag."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")

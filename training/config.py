@@ -1,0 +1,239 @@
+"""The one description of a run: flags, --help, recipes, config.yaml and the tracker's record derive from it.
+
+Nothing here imports torch, so that --help and a mistaken flag answer at once.
+"""
+
+import math
+import re
+import sys
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from docstring_parser import parse_from_object
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
+
+from data.errors import InputError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Trains a ResNet on CIFAR-10, CIFAR-100 or a folder of images."""
+
+    recipe: str = ""
+    """Name of the recipe's file, without its ending; --recipe sets it."""
+    name: str = ""
+    """The run's name: its folder is <runs-dir>/<name>. Empty: the recipe's name, or <dataset>-<model>."""
+    runs_dir: str = "runs"
+    """Folder of all runs."""
+    dataset: Literal["cifar10", "cifar100", "shapes", "folder"] = "cifar10"
+    """The data set; shapes is built in, folder is any set of class folders."""
+    data_dir: str = ""
+    """Folder of the images; its layout is recognised. Empty: datasets/<dataset>. CIFAR is downloaded if absent."""
+    cache_dir: str = "cache"
+    """Folder of the decoded images."""
+    loader: Literal["auto", "ffcv", "resident"] = "auto"
+    """ffcv reads a .beton file, resident keeps all images on the device; auto: ffcv where installed."""
+    workers: int = 0
+    """FFCV's threads in each process. 0: the cores this process may use, shared among the machine's processes."""
+
+    split: Literal["stratified", "none", "test"] = "stratified"
+    """Validation images: a share of each class; none; or, training on all, the test set as a mere yardstick."""
+    val_fraction: float = 0.1
+    """Share of the training images held out by split stratified, between 0 and 1."""
+    crop_padding: int = 4
+    """Pixels of padding before the random crop, 0 to 31. 0: no crop."""
+    crop_mode: Literal["zero", "reflect", "edge"] = "zero"
+    """What fills the padding."""
+    flip: bool = True
+    """Mirror half of the images left to right."""
+    shift: float = 0.0
+    """Instead of a crop, shift by up to this fraction each way, repeating the edge; 0 to below 1."""
+    cutout: int = 0
+    """Side of a square hidden in each image, in pixels, 0 to 32."""
+    normalize: bool = True
+    """Normalise by the data set's mean and deviation; otherwise pixels are only scaled to 0..1."""
+
+    model: Literal["resnet18", "resnet34", "torchvision-resnet18", "vgg16"] = "resnet18"
+    """The network."""
+    stem: Literal["imagenet", "cifar", "cifar-pool", "keras"] = "cifar"
+    """First layers of resnet18 and resnet34: 7x7/2 + pool, 3x3, 3x3 + pool, or 3x3 valid + 2x2/1 pool."""
+    init: Literal["default", "kaiming", "glorot"] = "default"
+    """Initial weights: PyTorch's defaults, torchvision's Kaiming, or Keras' Glorot."""
+    weights: str = ""
+    """File with torchvision's weights to start from, all but the last layer."""
+
+    epochs: int = 100
+    """Passes over the training images, at least 1."""
+    batch_size: int = 128
+    """Images of one optimizer step over all processes; divides by processes x accumulation."""
+    accumulation: int = 1
+    """Micro-batches of one step in each process."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """The optimizer."""
+    lr: float = 0.1
+    """Peak learning rate, above 0. Never scaled by the number of processes."""
+    momentum: float = 0.9
+    """Momentum of sgd, 0 to below 1."""
+    nesterov: bool = False
+    """Nesterov momentum for sgd."""
+    weight_decay: float = 5e-4
+    """Weight decay (L2 in sgd and adam, decoupled in adamw), at least 0."""
+    decay_norm_and_bias: bool = True
+    """Decay normalisation layers and biases too."""
+    label_smoothing: float = 0.0
+    """Label smoothing, 0 to below 1."""
+    schedule: Literal["multistep", "cosine", "triangle", "inverse-time", "constant"] = "multistep"
+    """Learning rate: by milestones, cosine to 0, triangle 0.2 -> 1 -> 0, lr / (1 + decay x steps), constant."""
+    milestones: list[int] = field(default_factory=lambda: [30, 60, 90])
+    """Epochs after which multistep multiplies the learning rate by gamma, ascending."""
+    gamma: float = 0.1
+    """Factor of multistep, above 0."""
+    decay: float = 0.0
+    """Decay of inverse-time, per optimizer step, at least 0."""
+    warmup: float = 0.0
+    """Epochs over which the learning rate rises linearly from 0, at least 0."""
+
+    seed: int = 0
+    """Seed of weights, split, order and augmentation, at least 0."""
+    deterministic: bool = True
+    """Use only algorithms that give the same bits again."""
+    precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    """Mixed precision. auto: fp16 or bf16 if the launcher was told so, else bf16 where the hardware has it."""
+    channels_last: bool = True
+    """Keep images and weights channels-last in memory."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+
+    tracker: Literal["wandb", "tensorboard", "none"] = "wandb"
+    """Where metrics go besides metrics.jsonl. wandb works offline where no key is configured."""
+    log_every: int = 50
+    """Optimizer steps between readings of the training metrics, at least 1."""
+    checkpoint_every_steps: int = 0
+    """Optimizer steps between checkpoints, besides those at each epoch's end. 0: none."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """Continue the run of this name: if it exists; never (refuse an existing one); must (refuse a missing one)."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(Config).items():
+            value = getattr(self, name)
+            if kind is float and not math.isfinite(value):
+                raise InputError(f"{flag(name)} {value}: expected a finite number")
+            allowed = getattr(kind, "__args__", ())
+            if getattr(kind, "__origin__", None) is Literal and value not in allowed:
+                raise InputError(f"{flag(name)} {value}: expected one of {', '.join(allowed)}")
+        for name, (low, high, meaning) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value < high:
+                raise InputError(f"{flag(name)} {value}: expected {meaning}")
+        if self.milestones != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
+            raise InputError(f"--milestones {self.milestones}: expected ascending epochs, the first at least 1")
+        if self.shift and self.crop_padding:
+            raise InputError(
+                f"--shift {self.shift}: give --crop-padding 0 with it; a shift takes the crop's place"
+            )
+        if self.nesterov and not self.momentum:
+            raise InputError("--nesterov true: expected --momentum above 0 with it")
+        if not set(self.name) <= _NAME_CHARACTERS or self.name.startswith("."):
+            raise InputError(f"--name {self.name}: expected letters, digits, dots, dashes and underscores")
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.runs_dir) / (self.name or self.recipe or f"{self.dataset}-{self.model}")
+
+    @property
+    def source_folder(self) -> Path:
+        return Path(self.data_dir or f"datasets/{self.dataset}")
+
+    def result_fields(self) -> dict[str, Any]:
+        """The fields that change what is computed: a resumed run must agree in them."""
+        return {name: value for name, value in asdict(self).items() if name not in _WITHOUT_EFFECT_ON_RESULTS}
+
+    def save(self, path: Path) -> None:
+        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
+
+
+_SMALLEST = sys.float_info.min
+_RANGES: dict[str, tuple[float, float, str]] = {
+    "workers": (0, math.inf, "at least 0"),
+    "val_fraction": (_SMALLEST, 1, "a fraction above 0 and below 1"),
+    "crop_padding": (0, 32, "0 to 31 pixels"),
+    "shift": (0, 1, "a fraction from 0 to below 1"),
+    "cutout": (0, 33, "0 to 32 pixels"),
+    "epochs": (1, math.inf, "at least 1"),
+    "batch_size": (1, math.inf, "at least 1"),
+    "accumulation": (1, math.inf, "at least 1"),
+    "lr": (_SMALLEST, math.inf, "a number above 0"),
+    "momentum": (0, 1, "0 to below 1"),
+    "weight_decay": (0, math.inf, "at least 0"),
+    "label_smoothing": (0, 1, "0 to below 1"),
+    "gamma": (_SMALLEST, math.inf, "a number above 0"),
+    "decay": (0, math.inf, "at least 0"),
+    "warmup": (0, math.inf, "at least 0 epochs"),
+    "seed": (0, 2**63, "0 to 2**63 - 1"),
+    "log_every": (1, math.inf, "at least 1"),
+    "checkpoint_every_steps": (0, math.inf, "at least 0"),
+}
+"""Lowest allowed value, first value above the allowed ones, and the range in words."""
+
+_WITHOUT_EFFECT_ON_RESULTS = {
+    *("recipe", "name", "runs_dir", "data_dir", "cache_dir", "loader", "workers"),
+    *("tracker", "log_every", "checkpoint_every_steps", "resume"),
+}
+_NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="train.py", description=Config.__doc__, exit_on_error=False)
+    parser.add_argument(
+        "--recipe", action=ActionConfigFile, help="YAML file with values for any of the flags below."
+    )
+    kinds, defaults = get_type_hints(Config), asdict(Config())
+    help_of = {entry.arg_name: entry.description or "" for entry in parse_from_object(Config).params}
+    del defaults["recipe"]
+    for name in defaults:
+        text = help_of[name].replace("%", "%%")
+        parser.add_argument(flag(name), type=kinds[name], default=defaults[name], help=text)
+    return parser
+
+
+def parse_config(arguments: list[str]) -> Config:
+    """The config of a command line.
+
+    Raises:
+        InputError: naming the flag, or the recipe's file and field.
+    """
+    parser = make_parser()
+    try:
+        values = parser.parse_args(arguments).as_dict()
+    except ArgumentError as error:
+        raise InputError(f"{_one_line(error)}; see train.py --help") from error
+    recipes = values.pop("recipe") or []
+    return Config(**values, recipe=Path(str(recipes[-1])).stem if recipes else "")
+
+
+def _one_line(error: Exception) -> str:
+    """jsonargparse's message with the flag as the user wrote it."""
+    text = " ".join(str(error).split())
+    return re.sub(r'^Parser key "(\w+)":', lambda match: f"{flag(match[1])}:", text)
+
+
+def load_config(path: Path) -> Config:
+    """The config that a run recorded.
+
+    Raises:
+        InputError: the file cannot be read or is not such a config.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        known = {option.name for option in fields(Config)}
+        if not isinstance(values, dict) or not set(values) <= known:
+            raise InputError(f"{path}: not the config of a run")
+        return Config(**values)
+    except (OSError, TypeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as a run's config ({' '.join(str(error).split())})") from error

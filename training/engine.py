@@ -1,0 +1,263 @@
+"""The training step, an epoch of it, and the state that a checkpoint holds."""
+
+import math
+import time
+from collections.abc import Generator
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import broadcast, broadcast_object_list
+from torch import Tensor, nn
+
+from data.augment import Augmentation, BatchTransform
+from data.errors import InputError
+from data.keyed import random_bits
+from data.loaders import Batch, Loader
+from data.prepared import Prepared
+from data.sampling import epoch_batches, evaluation_batches, micro_batches, split
+from data.spec import IMAGE_SIZE
+from resnet import build_model, load_pretrained
+from training.cli import RunError
+from training.config import Config, flag
+from training.hardware import DTYPES
+from training.inference import EVALUATION_BATCH, Predictor
+from training.metrics import TrainingMetrics
+from training.optim import lr_factor, make_optimizer
+
+
+def choose_ids(config: Config, prepared: Prepared) -> tuple[Tensor, Tensor]:
+    """Ids to train on, and ids to evaluate after each epoch (with --split none: empty)."""
+    everything = torch.tensor(prepared.train_ids)
+    if config.split == "stratified":
+        labels = torch.from_numpy(prepared.labels[: prepared.train_count])
+        return split(labels, config.val_fraction, config.seed)
+    if config.split == "test":
+        if not prepared.test_ids:
+            raise InputError("--split test: this data set has no labelled test images; use stratified or none")
+        return everything, torch.tensor(prepared.test_ids)
+    return everything, everything[:0]
+
+
+def initial_model(config: Config, num_classes: int) -> nn.Module:
+    """The network with its first weights: drawn from the seed, or all but the head from --weights."""
+    torch.manual_seed(config.seed)
+    try:
+        model = build_model(config.model, num_classes, config.stem, config.init)
+        if config.weights:
+            load_pretrained(model, config.weights)
+    except (OSError, ValueError) as error:
+        raise InputError(str(error)) from error
+    return model
+
+
+def make_transform(config: Config, prepared: Prepared, device: torch.device, precision: str) -> BatchTransform:
+    if config.shift:
+        augmentation = Augmentation.shifting(config.shift, IMAGE_SIZE, config.flip, config.cutout)
+    else:
+        augmentation = Augmentation(config.crop_padding, config.crop_mode, config.flip, config.cutout)
+    mean, std = pixel_statistics(config, prepared)
+    return BatchTransform(mean, std, augmentation, config.seed, device, DTYPES[precision])
+
+
+def pixel_statistics(config: Config, prepared: Prepared) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """What normalisation subtracts and divides by: mean 0 and deviation 1 where pixels are only scaled."""
+    return (prepared.mean, prepared.std) if config.normalize else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@dataclass
+class Progress:
+    """What a run has come to, besides its weights.
+
+    step: optimizer steps done. best_epoch counts from 1; 0: no epoch was evaluated yet.
+    seconds: of the whole run; train_seconds: of its training steps alone.
+    """
+
+    step: int = 0
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+    best_macro_f1: float = -1.0
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+
+
+class Trainer:
+    """Trains one network on one data set, in this and all other processes of the job.
+
+    Args:
+        config: of the run.
+        accelerator: made by training/hardware.py.
+        model: fresh, on the CPU.
+        prepared, loader: the data set and how it is read.
+
+    Raises:
+        InputError: batch size, processes, accumulation and images do not fit together.
+    """
+
+    def __init__(
+        self, config: Config, accelerator: Accelerator, model: nn.Module, prepared: Prepared, loader: Loader
+    ):
+        self.config, self.accelerator, self.loader = config, accelerator, loader
+        self.num_classes = len(prepared.classes)
+        self.train_ids, self.val_ids = choose_ids(config, prepared)
+        self.steps_per_epoch = len(self.train_ids) // config.batch_size
+        self._check_shares()
+
+        self.has_dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
+        if config.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.compile:
+            model.compile()  # in place: names in the state dict stay, and DDP wraps the compiled network
+        model = model.to(accelerator.device)
+        optimizer = make_optimizer(config, model)
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.network: nn.Module = accelerator.unwrap_model(self.model)
+        precision = accelerator.mixed_precision
+        self.transform = make_transform(config, prepared, accelerator.device, precision)
+        self.predictor = Predictor(self.network, self.transform, accelerator.device, precision)
+        self.metrics = TrainingMetrics(accelerator)
+        self.images_per_second = 0.0  # of the last epoch's training steps, all processes
+        self.progress = Progress()
+        self._last_tick = time.perf_counter()
+        # What must be the same for a resumed run to be the same run.
+        self.identity = {
+            **config.result_fields(),
+            "precision": precision,
+            "processes": accelerator.num_processes,
+            "data": prepared.digest,
+        }
+
+    def _check_shares(self) -> None:
+        config, processes = self.config, self.accelerator.num_processes
+        if config.batch_size % (processes * config.accumulation):
+            raise InputError(
+                f"--batch-size {config.batch_size} does not divide by {processes} processes x "
+                f"--accumulation {config.accumulation}; choose a multiple of {processes * config.accumulation}"
+            )
+        if not self.steps_per_epoch:
+            raise InputError(
+                f"--batch-size {config.batch_size} is more than the {len(self.train_ids)} training images"
+            )
+
+    @property
+    def epoch(self) -> int:
+        """Epochs completed."""
+        return self.progress.step // self.steps_per_epoch
+
+    def lr(self, step: int) -> float:
+        """The learning rate of an optimizer step, counted from 0."""
+        return self.config.lr * lr_factor(self.config, step, self.steps_per_epoch)
+
+    def train_step(self, batches: list[Batch], epoch: int) -> None:
+        """One optimizer step from this process' micro-batches of one global batch."""
+        lr = self.lr(self.progress.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.model.train()
+        for number, batch in enumerate(batches, start=1):
+            # Gradients are averaged over the processes once a step, with the last micro-batch.
+            with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model):
+                inputs = self.transform.augment(batch.images, batch.ids, epoch)
+                logits = self.model(inputs)
+                loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
+                self.accelerator.backward(loss / len(batches))
+            self.metrics.update(loss.detach(), logits.detach(), batch.labels)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.progress.step += 1
+
+    def train_epoch(self) -> Generator[None]:
+        """The steps that are left of the current epoch, yielding after each."""
+        epoch, done = divmod(self.progress.step, self.steps_per_epoch)
+        if not done:
+            self.metrics.reset()
+        config, accelerator = self.config, self.accelerator
+        batches = epoch_batches(self.train_ids, config.batch_size, config.seed, epoch)[done:]
+        share = micro_batches(batches, accelerator.process_index, accelerator.num_processes, config.accumulation)
+        started = time.perf_counter()
+        with closing(self.loader.read(list(share.flatten(0, 1)))) as reader:
+            for _ in range(len(share)):
+                if self.has_dropout:
+                    self._seed_dropout()
+                self.train_step([next(reader) for _ in range(config.accumulation)], epoch)
+                yield
+        self.metrics.read()  # waits for the device
+        elapsed_s = time.perf_counter() - started
+        self.progress.train_seconds += elapsed_s
+        self.images_per_second = len(share) * config.batch_size / elapsed_s
+
+    def _seed_dropout(self) -> None:
+        """Dropout draws from torch's generator: make that, too, a function of position."""
+        rank = torch.tensor([self.accelerator.process_index])
+        torch.manual_seed(int(random_bits(rank, self.config.seed, "dropout", self.progress.step)))
+
+    def training_row(self, kind: str) -> dict[str, Any]:
+        """The training metrics of the epoch so far, as a row of metrics.jsonl; to be called by every process.
+
+        Raises:
+            RunError: the loss is not a finite number.
+        """
+        metrics, step = self.metrics.read(), self.progress.step
+        if not math.isfinite(metrics["train_loss"]):
+            raise RunError(
+                f"the loss is {metrics['train_loss']} by step {step}; the last checkpoint before it is kept; "
+                f"a smaller --lr (now {self.config.lr}), a longer --warmup or --precision no may help"
+            )
+        row: dict[str, Any] = {"kind": kind, "epoch": -(-step // self.steps_per_epoch), "step": step}
+        return row | {"lr": self.lr(step - 1)} | metrics
+
+    def tick(self) -> float:
+        """Add the time since the last call to the run's seconds, and return those."""
+        now = time.perf_counter()
+        self.progress.seconds += now - self._last_tick
+        self._last_tick = now
+        return self.progress.seconds
+
+    def validate(self) -> dict[str, Any]:
+        """Metrics over the validation images, each counted once over all processes."""
+        if self.accelerator.num_processes > 1:
+            for buffer in self.network.buffers():
+                broadcast(buffer)
+        share = evaluation_batches(
+            self.val_ids, EVALUATION_BATCH, self.accelerator.process_index, self.accelerator.num_processes
+        )
+        return self.predictor.evaluate(self.loader.read(share), self.num_classes)
+
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs; to be called by every process."""
+        self.training_row("state")  # a state whose loss is not finite is of no use
+        self.tick()
+        scaler = self.accelerator.scaler
+        return {
+            "identity": self.identity,
+            "progress": asdict(self.progress),
+            "model": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": scaler.state_dict() if scaler else {},
+            "metrics": self.metrics.of_every_process().cpu(),
+        }
+
+    def restore(self, state: dict[str, Any] | None) -> bool:
+        """Go on from the first process' `state`; False where it has none. To be called by every process.
+
+        Raises:
+            InputError: the state belongs to another config; the message names the fields.
+        """
+        shared = [state]
+        broadcast_object_list(shared)
+        if (found := shared[0]) is None:
+            return False
+        then, now = found["identity"], self.identity
+        if names := sorted(name for name in {*then, *now} if then.get(name) != now.get(name)):
+            changes = ", ".join(f"{flag(name)} {then.get(name)} -> {now.get(name)}" for name in names)
+            raise InputError(f"the run was started otherwise ({changes}); use its values, or another --name")
+        self.network.load_state_dict(found["model"])
+        self.optimizer.load_state_dict(found["optimizer"])
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(found["scaler"])
+        self.metrics.restore(found["metrics"].to(self.accelerator.device))
+        self.progress = Progress(**found["progress"])
+        return True

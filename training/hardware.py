@@ -1,0 +1,103 @@
+"""Processes, precision and threads: what a script asks of the machine before it starts."""
+
+import os
+import platform
+import warnings
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from data.decode import allowed_cores
+from data.errors import InputError
+from training.config import Config
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The Accelerator of this process: all of the launcher's GPUs, or the CPU where there is none."""
+    use_cpu = not torch.cuda.is_available()
+    # torch 2.15 renames the option used below; its successor is not in the versions before, nor in accelerate
+    warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+    set_threads()
+    set_determinism(config.deterministic)
+    return Accelerator(
+        cpu=use_cpu,
+        mixed_precision=choose_precision(config.precision, use_cpu),
+        kwargs_handlers=[
+            # Running statistics do not enter training: rank 0's are broadcast before each evaluation instead.
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ],
+    )
+
+
+def choose_precision(wanted: str, use_cpu: bool) -> str:
+    """ "no", "fp16" or "bf16".
+
+    `accelerate launch` says "no" both when it was told so and when it was told nothing, so that "auto" takes
+    only its fp16 and bf16 as a choice.
+    """
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if wanted == "auto" and launcher in ("fp16", "bf16"):
+        wanted = launcher
+    if wanted == "auto":
+        return "bf16" if has_bf16(use_cpu) else "no"
+    if wanted == "fp16" and use_cpu:
+        raise InputError("--precision fp16: the CPU does not train in fp16; use --precision bf16 or no")
+    return wanted
+
+
+def has_bf16(use_cpu: bool) -> bool:
+    """Whether the hardware multiplies in bf16, rather than emulating it."""
+    if not use_cpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+
+
+def local_processes() -> int:
+    """The processes of this job on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def threads_per_process() -> int:
+    return max(1, allowed_cores() // local_processes())
+
+
+def set_threads() -> None:
+    """Give torch this process' share of the allowed cores; `accelerate launch` would leave it one thread.
+
+    Where nothing is said of threads the user's OMP_NUM_THREADS cannot be told from the launcher's, so that the
+    cores allowed to the process (taskset, a container's cpuset) are what limits it.
+    """
+    torch.set_num_threads(threads_per_process())
+
+
+def set_determinism(deterministic: bool) -> None:
+    """The same bits again, or the fastest algorithms."""
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the results depend on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"python": platform.python_version()}
+    for package in ("torch", "torchvision", "accelerate", "numpy", "ffcv"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,79 @@
+"""Metrics over all processes, each sample once. They stay on the device until they are read."""
+
+import warnings
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torchmetrics import SumMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+
+class TrainingMetrics:
+    """Mean loss and top-1 accuracy of the epoch so far."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.sums = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+
+    def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """loss: mean over the batch, scalar; logits (n, classes); labels (n,)."""
+        correct = (logits.argmax(1) == labels).sum()
+        count = len(labels)
+        self.sums += torch.stack([loss.double() * count, correct.double(), self.sums.new_tensor(count)])
+
+    def reset(self) -> None:
+        self.sums.zero_()
+
+    def of_every_process(self) -> Tensor:
+        """The sums of each process, (processes, 3). Kept apart: added in another order they could differ."""
+        gathered: Tensor = self.accelerator.gather(self.sums[None])
+        return gathered
+
+    def restore(self, sums: Tensor) -> None:
+        self.sums.copy_(sums[self.accelerator.process_index])
+
+    def read(self) -> dict[str, float]:
+        """Waits for the device and for all processes."""
+        loss, correct, count = self.of_every_process().sum(0).tolist()
+        return {"train_loss": loss / count, "train_accuracy": correct / count}
+
+
+class EvaluationMetrics:
+    """Loss, top-1, top-5, macro F1 and the confusion matrix."""
+
+    def __init__(self, num_classes: int, device: torch.device):
+        self.loss = SumMetric().set_dtype(torch.float64).to(device)
+        self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
+        self.top5 = MulticlassAccuracy(
+            num_classes, top_k=min(5, num_classes), average="micro", validate_args=False
+        ).to(device)
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """logits float32 (n, classes); labels int64 (n,)."""
+        self.loss.update(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+        self.confusion.update(logits.argmax(1), labels)
+        self.top5.update(logits, labels)
+
+    def read(self) -> dict[str, Any]:
+        """The results over all processes; `confusion` is int64 (true class, predicted class), on the CPU.
+
+        F1 of a class that occurs neither among the labels nor among the predictions is 0, as in scikit-learn.
+        """
+        with warnings.catch_warnings():  # with few images a process may have had none to update with
+            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
+            loss, confusion, top5 = (metric.compute() for metric in (self.loss, self.confusion, self.top5))
+        confusion = confusion.cpu()
+        hits, of_class, predicted = confusion.diagonal().double(), confusion.sum(1), confusion.sum(0)
+        count = int(confusion.sum())
+        f1 = 2 * hits / (of_class + predicted).clamp(min=1)
+        return {
+            "count": count,
+            "loss": float(loss) / count,
+            "accuracy": float(hits.sum()) / count,
+            "top5": float(top5),
+            "macro_f1": float(f1.mean()),
+            "f1": f1.tolist(),
+            "confusion": confusion,
+        }
