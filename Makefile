@@ -27,5 +27,6 @@ lint: setup  ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy resnet data training train.py evaluate.py submit.py
 
-clean:  ## remove the demo's run and data, and the tools' caches; keeps .venv
-	rm -rf runs/demo datasets/shapes .mypy_cache .pytest_cache .ruff_cache
+clean:  ## remove what the demo wrote, and the tools' caches; .venv and other runs stay
+	rm -rf runs/demo datasets/shapes $(dir $(shell grep -ls '"source": "shapes"' cache/*/meta.json))
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -159,7 +159,9 @@ def _statistics(contents: Contents, folder: Path) -> tuple[list[float], list[flo
     values = np.arange(256)
     mean, std = [], []
     for channel in range(3):
-        counts = sum(np.bincount(part[..., channel].ravel(), minlength=256) for part in np.array_split(images, 20))
+        counts = np.zeros(256, dtype=np.int64)
+        for part in np.array_split(images, 20):  # in parts, to bound the memory
+            counts += np.bincount(part[..., channel].ravel(), minlength=256)
         average = float((counts * values).sum() / counts.sum() / 255)
         variance = float((counts * values**2).sum() / counts.sum() / 255**2) - average**2
         mean.append(average)

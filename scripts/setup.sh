@@ -14,15 +14,15 @@ die() { echo "setup: $*" >&2; exit 2; }
 as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi; }  # -n: never ask for a password
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
+"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
+    die "'$PYTHON' is not Python 3.10 or newer; choose one that is: make setup PYTHON=python3.11"
+
 if command -v apt-get >/dev/null && ! dpkg -s $PACKAGES >/dev/null 2>&1 && as_root true 2>/dev/null; then
     say "installing system packages: $PACKAGES"
     { as_root apt-get update -qq &&
         as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $PACKAGES
     } >/dev/null || say "apt-get failed; going on with what is there"
 fi
-
-"$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
-    die "'$PYTHON' is not Python 3.10 or newer; choose one that is: make setup PYTHON=python3.11"
 
 if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then  # absent, or left behind half made
     "$PYTHON" -m venv --clear .venv >/dev/null 2>&1 ||
@@ -43,6 +43,6 @@ grep -v '^ffcv' requirements.txt | pip install --quiet $pins -r requirements-dev
 if [ "$(uname -s)" = Linux ]; then
     { pip install $pins ${pins:+--build-constraint constraints.txt} -r requirements.txt &&
         .venv/bin/python -c 'import ffcv'
-    } >"$LOG" 2>&1 || say "going on without FFCV, which did not build (see $LOG); to have it, as root:" \
+    } >"$LOG" 2>&1 || say "going on without FFCV, which cannot be built here (see $LOG); to have it, as root:" \
         "apt-get install $PACKAGES, then: make -B setup"
 fi

@@ -212,9 +212,21 @@ def parse_config(arguments: list[str]) -> Config:
     try:
         values = parser.parse_args(arguments).as_dict()
     except ArgumentError as error:
-        raise InputError(f"{_one_line(error)}; see train.py --help") from error
+        raise InputError(f"{_faulty_recipe(parser, arguments)}{_one_line(error)}; see train.py --help") from error
     recipes = values.pop("recipe") or []
     return Config(**values, recipe=Path(str(recipes[-1])).stem if recipes else "")
+
+
+def _faulty_recipe(parser: ArgumentParser, arguments: list[str]) -> str:
+    """The recipe that cannot be parsed even alone, if one is to blame."""
+    joined = [argument.removeprefix("--recipe=") for argument in arguments if argument.startswith("--recipe=")]
+    apart = [value for name, value in zip(arguments, arguments[1:], strict=False) if name == "--recipe"]
+    for recipe in joined + apart:
+        try:
+            parser.parse_args(["--recipe", recipe])
+        except ArgumentError:
+            return f"{recipe}: "
+    return ""
 
 
 def _one_line(error: Exception) -> str:

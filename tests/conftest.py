@@ -1,0 +1,70 @@
+"""What several test files share: a tiny run, and the scripts as a user starts them."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = ["--dataset", "folder", "--stem", "imagenet", "--epochs", "2", "--batch-size", "12", "--lr", "0.02"]
+TINY += ["--loader", "resident", "--precision", "no", "--tracker", "none", "--schedule", "triangle"]
+"""Flags of a run of seconds on `images`."""
+
+
+def run_script(*arguments: object, processes: int = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run a script of the suite as a user would, in the repository; 0 processes: without a launcher."""
+    command = [sys.executable]
+    if processes:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        launcher = [
+            "-m",
+            "accelerate.commands.accelerate_cli",
+            "launch",
+            "--config_file",
+            "accelerate_config.yaml",
+        ]
+        command += [*launcher, "--num_processes", str(processes), "--main_process_port", str(port)]
+    return subprocess.run(
+        [*command, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The drawn shapes, few, in Kaggle's layout: 160 training and 41 test images, with test labels."""
+    from data.shapes import write_kaggle
+
+    folder = tmp_path_factory.mktemp("images") / "shapes"
+    write_kaggle(folder, seed=0, train_count=160, test_count=41)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train_tiny(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Train on `images` through train.py; returns the run's folder."""
+    runs, cache = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("cache")
+
+    def train(name: str, *flags: object, processes: int = 0) -> Path:
+        where = ["--data-dir", images, "--runs-dir", runs, "--cache-dir", cache, "--name", name]
+        done = run_script("train.py", *TINY, *where, *flags, processes=processes)
+        assert done.returncode == 0, done.stderr
+        return runs / name
+
+    return train
+
+
+@pytest.fixture(scope="session")
+def tiny_run(train_tiny: Callable[..., Path]) -> Path:
+    """A finished run, for tests that only read it."""
+    return train_tiny("tiny", "--log-every", 1)

@@ -1,0 +1,129 @@
+"""Checkpoints and weights files: whole, or refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from data.errors import InputError
+from resnet import build_model
+from training.checkpoint import (
+    load_newest_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+    weights_sha256,
+)
+
+ABOUT = {"config": {"model": "resnet18", "stem": "imagenet", "init": "default"}, "classes": ["a", "b"]}
+
+
+def state(step: int) -> dict:
+    return {"progress": {"step": step}, "model": {"weight": torch.full((100,), float(step))}}
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_newest_two_are_kept_and_the_newest_is_loaded(tmp_path):
+    for step in (5, 10, 200):
+        save_checkpoint(tmp_path, step, state(step))
+    kept = ["step-00000010.pt", "step-00000010.pt.sha256", "step-00000200.pt", "step-00000200.pt.sha256"]
+    assert names(tmp_path) == kept
+    loaded = load_newest_checkpoint(tmp_path)
+    assert loaded["progress"] == {"step": 200}
+    assert torch.equal(loaded["model"]["weight"], torch.full((100,), 200.0))
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert load_newest_checkpoint(tmp_path / "absent") is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "no digest"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, capsys, damage):
+    save_checkpoint(tmp_path, 1, state(1))
+    save_checkpoint(tmp_path, 2, state(2))
+    newest = tmp_path / "step-00000002.pt"
+    content = bytearray(newest.read_bytes())
+    if damage == "truncated":
+        newest.write_bytes(content[: len(content) // 2])
+    elif damage == "one bit":
+        content[len(content) // 2] ^= 4
+        newest.write_bytes(content)
+    else:
+        newest.with_suffix(".pt.sha256").unlink()
+    assert load_newest_checkpoint(tmp_path)["progress"] == {"step": 1}
+    assert "step-00000002.pt is damaged" in capsys.readouterr().err
+
+
+def test_when_none_is_whole_that_is_an_error(tmp_path):
+    save_checkpoint(tmp_path, 1, state(1))
+    (tmp_path / "step-00000001.pt").write_bytes(b"")
+    with pytest.raises(InputError, match="no checkpoint is whole"):
+        load_newest_checkpoint(tmp_path)
+
+
+def test_a_failed_write_leaves_the_older_checkpoint_and_no_remnant(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path, 1, state(1))
+
+    def fill_the_disk(value, path):
+        path.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(tmp_path, 2, state(2))
+    assert names(tmp_path) == ["step-00000001.pt", "step-00000001.pt.sha256"]
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+def test_a_pickle_that_would_run_code_is_not_unpickled(tmp_path, capsys):
+    save_checkpoint(tmp_path, 1, {"progress": Malicious()})
+    with pytest.raises(InputError):
+        load_newest_checkpoint(tmp_path)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_weights_carry_all_that_is_needed_to_use_them(tmp_path):
+    model = build_model("resnet18", 2, "imagenet").to(memory_format=torch.channels_last)
+    path = tmp_path / "best.safetensors"
+    save_weights(path, model, ABOUT)
+    loaded, about = load_weights(path)
+    assert weights_sha256(loaded.state_dict()) == weights_sha256(model.state_dict()) == about["weights_sha256"]
+    assert about["classes"] == ["a", "b"]
+    assert not loaded.training
+    with safe_open(path, framework="pt") as file:
+        assert json.loads(file.metadata()["about"]) == about
+
+
+def test_damaged_weights_are_refused(tmp_path):
+    path = tmp_path / "best.safetensors"
+    save_weights(path, build_model("resnet18", 2, "imagenet"), ABOUT)
+    whole = path.read_bytes()
+    for position in (3, 200, len(whole) // 2, len(whole) - 5):
+        content = bytearray(whole)
+        content[position] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"best\.safetensors"):
+            load_weights(path)
+    path.write_bytes(whole[: len(whole) // 3])
+    with pytest.raises(InputError, match="damaged"):
+        load_weights(path)
+
+
+def test_absent_weights_are_named(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        load_weights(tmp_path / "best.safetensors")
+
+
+def test_the_digest_depends_on_names_and_bits():
+    first = {"a": torch.zeros(3), "b": torch.ones(2)}
+    assert weights_sha256(first) == weights_sha256(dict(reversed(first.items())))
+    assert weights_sha256(first) != weights_sha256({"a": torch.zeros(3), "c": torch.ones(2)})
+    assert weights_sha256(first) != weights_sha256({"a": -torch.zeros(3), "b": torch.ones(2)})

@@ -1,0 +1,127 @@
+"""Flags, recipes and their messages."""
+
+import subprocess
+import sys
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+
+import resnet
+from data.errors import InputError
+from tests.conftest import ROOT, run_script
+from training.config import Config, make_parser, parse_config
+
+RELIED_ON = (
+    "recipe name runs_dir dataset data_dir loader model stem epochs batch_size lr seed precision tracker resume"
+)
+
+
+def test_flags_that_users_rely_on_exist():
+    assert set(RELIED_ON.split()) <= {field.name for field in fields(Config)}
+
+
+def test_fewer_than_45_fields():
+    assert len(fields(Config)) < 45
+
+
+def test_every_field_is_explained_in_the_help():
+    text = make_parser().format_help()
+    for action in make_parser()._actions:
+        assert action.help, action
+    assert "--data-dir" in text
+    assert "Peak learning rate" in text
+
+
+def test_recipe_then_flags(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("lr: 0.3\nbatch_size: 64\nmilestones: [5, 7]\n")
+    config = parse_config(["--recipe", str(recipe), "--lr", "0.05"])
+    assert (config.lr, config.batch_size, config.milestones) == (0.05, 64, [5, 7])
+    assert config.recipe == "mine"
+    assert config.run_folder == Path("runs/mine")
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid(recipe):
+    assert parse_config(["--recipe", str(recipe)]).recipe == recipe.stem
+
+
+def test_choices_are_those_of_the_networks():
+    hints = get_type_hints(Config)
+    assert get_args(hints["model"]) == resnet.MODELS
+    assert get_args(hints["stem"]) == resnet.STEMS
+    assert get_args(hints["init"]) == resnet.INITS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--lr", "abc"], "--lr"),
+        (["--lr", "nan"], "--lr"),
+        (["--lr", "inf"], "--lr"),
+        (["--lr", "0"], "--lr"),
+        (["--lr", "-1"], "--lr"),
+        (["--batch-size", "0"], "--batch-size"),
+        (["--batch-size", "1.5"], "--batch-size"),
+        (["--epochs", "-3"], "--epochs"),
+        (["--accumulation", "0"], "--accumulation"),
+        (["--seed", "-1"], "--seed"),
+        (["--val-fraction", "0"], "--val-fraction"),
+        (["--val-fraction", "1"], "--val-fraction"),
+        (["--momentum", "1"], "--momentum"),
+        (["--label-smoothing", "1"], "--label-smoothing"),
+        (["--shift", "0.2"], "--shift"),
+        (["--cutout", "33"], "--cutout"),
+        (["--milestones", "[60, 30]"], "--milestones"),
+        (["--milestones", "[0, 30]"], "--milestones"),
+        (["--nesterov", "true", "--momentum", "0"], "--nesterov"),
+        (["--model", "alexnet"], "--model"),
+        (["--name", "../up"], "--name"),
+        (["--bogus", "1"], "--bogus"),
+        (["--recipe", "no-such-file.yaml"], "no-such-file.yaml"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_values_are_refused_in_one_line_that_names_the_flag(arguments, named):
+    with pytest.raises(InputError) as caught:
+        parse_config(arguments)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("lr: 0.1\nrate: 3\n", "rate"), ("lr: [1\n", "mine.yaml"), ("epochs: many\n", "epochs")]
+)
+def test_a_faulty_recipe_is_named(tmp_path, text, named):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(text)
+    with pytest.raises(InputError) as caught:
+        parse_config(["--recipe", str(recipe)])
+    assert named in str(caught.value)
+    assert "mine.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mistaken_flag_ends_the_script_with_code_2_and_one_line():
+    done = run_script("train.py", "--lr", "abc")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --lr")
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+
+
+def test_config_is_parsed_without_importing_torch():
+    code = (
+        "import sys; from training.config import parse_config; parse_config([]); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_only_fields_that_change_the_result_count_for_resuming():
+    config = Config()
+    same = replace(config, name="b", runs_dir="x", data_dir="y", loader="resident", tracker="none", log_every=1)
+    assert same.result_fields() == config.result_fields()
+    for name in set(asdict(config)) & {"lr", "seed", "epochs", "batch_size", "flip", "model", "precision"}:
+        assert name in config.result_fields()

@@ -1,0 +1,107 @@
+"""evaluate.py and submit.py on a finished run."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from tests.conftest import run_script
+from training.checkpoint import load_weights
+
+
+@pytest.fixture
+def run(tiny_run, tmp_path):
+    """A copy of the run's weights alone: no other file of the run is needed."""
+    shutil.copy(tiny_run / "best.safetensors", tmp_path / "best.safetensors")
+    return tmp_path
+
+
+def test_evaluation_of_the_test_set(run, images):
+    done = run_script("evaluate.py", run)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((run / "evaluation.json").read_text())
+    assert (report["split"], report["count"], report["tta"]) == ("test", 41, "none")
+    assert {"loss", "accuracy", "top5", "macro_f1", "per_class"} <= set(report)
+    assert sum(row["images"] for row in report["per_class"]) == 41
+    recalled = sum(row["images"] * row["recall"] for row in report["per_class"])
+    assert recalled == pytest.approx(41 * report["accuracy"])
+    assert np.mean([row["f1"] for row in report["per_class"]]) == pytest.approx(report["macro_f1"])
+    assert f"accuracy {report['accuracy']:.4f}" in done.stdout
+    assert (run / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_validation_split_is_the_one_of_training(run, tiny_run):
+    assert run_script("evaluate.py", run, "--split", "val").returncode == 0
+    report = json.loads((run / "evaluation.json").read_text())
+    assert report["accuracy"] == json.loads((tiny_run / "summary.json").read_text())["val_accuracy"]
+
+
+def test_flip_averages_an_image_and_its_mirror_image(run):
+    assert run_script("evaluate.py", run).returncode == 0
+    plain = json.loads((run / "evaluation.json").read_text())
+    assert run_script("evaluate.py", run / "best.safetensors", "--tta", "flip").returncode == 0
+    flipped = json.loads((run / "evaluation.json").read_text())
+    assert flipped["tta"] == "flip"
+    assert flipped["loss"] != plain["loss"]
+
+
+def test_a_submission_scores_what_evaluation_found(run, images):
+    assert run_script("evaluate.py", run).returncode == 0
+    out = run / "new" / "submission.csv"
+    done = run_script("submit.py", run, "--images", images / "test", "--out", out)
+    assert done.returncode == 0, done.stderr
+    table, truth = pd.read_csv(out), pd.read_csv(images / "testLabels.csv")
+    assert list(table.columns) == ["id", "label"]
+    assert table["id"].tolist() == list(range(1, 42))
+    accuracy = (table["label"] == truth.set_index("id")["label"].loc[table["id"]].to_numpy()).mean()
+    assert accuracy == pytest.approx(json.loads((run / "evaluation.json").read_text())["accuracy"])
+    assert set(table["label"]) <= set(load_weights(run / "best.safetensors")[1]["classes"])
+
+
+def test_a_submission_that_does_not_match_the_sample_is_refused(run, images, tmp_path):
+    folder = tmp_path / "kaggle"
+    shutil.copytree(images / "test", folder / "test")
+    shutil.copy(images / "sampleSubmission.csv", folder)
+    (folder / "test" / "7.png").unlink()
+    done = run_script("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
+    assert done.returncode == 2
+    assert "no image for id 7" in done.stderr
+    shutil.copy(images / "test" / "7.png", folder / "test")
+    shutil.copy(images / "test" / "7.png", folder / "test" / "99.png")
+    done = run_script("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
+    assert done.returncode == 2
+    assert "image 99" in done.stderr
+    assert not (run / "s.csv").exists()
+
+
+def test_a_bad_image_leaves_no_submission(run, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (32, 32)).save(folder / "1.png")
+    Image.new("RGB", (31, 32)).save(folder / "2.png")
+    (run / "s.csv").write_text("former")
+    done = run_script("submit.py", run, "--images", folder, "--out", run / "s.csv")
+    assert done.returncode == 2
+    assert "2.png: 31x32" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert (run / "s.csv").read_text() == "former"
+    assert not [path for path in run.iterdir() if path.suffix == ".tmp"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["evaluate.py", "runs/absent"], "absent"),
+        (["evaluate.py", "runs/absent", "--split", "all"], "--split"),
+        (["submit.py", "runs/absent", "--images", "nowhere", "--out", "s.csv"], "nowhere"),
+        (["submit.py", "runs/absent"], "--images"),
+    ],
+)
+def test_mistakes_are_one_line_with_exit_code_2(arguments, named):
+    done = run_script(*arguments)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert len(done.stderr.splitlines()) == 1

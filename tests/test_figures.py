@@ -1,0 +1,46 @@
+"""Pictures: what is drawn, from which numbers."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from training import figures
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    kept: list[Figure] = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure))
+    return kept
+
+
+def test_curves_show_the_epochs_of_training_and_validation(drawn, tmp_path):
+    rows = [{"kind": "step", "epoch": 1, "step": 5, "train_loss": 9.0, "train_accuracy": 0.0, "lr": 0.1}]
+    for epoch in (1, 2, 3):
+        row = {"kind": "epoch", "epoch": epoch, "lr": 0.1 / epoch, "train_loss": 1 / epoch, "train_accuracy": 0.2}
+        rows.append(row | {"val_loss": 2 / epoch, "val_accuracy": 0.1 * epoch})
+    figures.draw_curves(rows, "a run", tmp_path / "curves.png")
+    loss, accuracy, lr = drawn[0].axes
+    assert [line.get_ydata().tolist() for line in loss.lines] == [[1, 1 / 2, 1 / 3], [2, 1, 2 / 3]]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "validation"]
+    assert accuracy.lines[1].get_xdata().tolist() == [1, 2, 3]
+    assert lr.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.05, 0.1 / 3])
+
+
+def test_curves_without_validation(drawn, tmp_path):
+    row = {"kind": "epoch", "epoch": 1, "lr": 0.1, "train_loss": 1.0, "train_accuracy": 0.2}
+    figures.draw_curves([row], "a run", tmp_path / "curves.png")
+    assert len(drawn[0].axes[0].lines) == 1
+
+
+def test_confusion_shows_shares_of_the_true_class(drawn, tmp_path):
+    figures.draw_confusion(torch.tensor([[3, 1], [0, 0]]), ["cat", "dog"], "test", tmp_path / "confusion.png")
+    axes = drawn[0].axes[0]
+    assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0, 0]]
+    assert [text.get_text() for text in axes.texts] == ["75", "25", "0", "0"]
+
+
+def test_a_picture_is_a_png(tmp_path):
+    figures.draw_confusion(torch.eye(100).long(), [f"class {i}" for i in range(100)], "test", tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["c.png"]

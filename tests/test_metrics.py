@@ -1,0 +1,52 @@
+"""Metrics against scikit-learn."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, top_k_accuracy_score
+
+from training.metrics import EvaluationMetrics, TrainingMetrics
+
+
+@pytest.fixture
+def predictions():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 10, (257,), generator=generator)
+    logits = torch.randn(257, 10, generator=generator) + 2 * torch.nn.functional.one_hot(labels, 10)
+    return logits, labels
+
+
+def test_evaluation_equals_scikit_learn_for_uneven_batches(predictions):
+    logits, labels = predictions
+    metrics = EvaluationMetrics(10, torch.device("cpu"))
+    for part in torch.arange(257).split(100):  # 100, 100 and 57
+        metrics.update(logits[part], labels[part])
+    found = metrics.read()
+    assert found["count"] == 257
+    assert found["loss"] == pytest.approx(log_loss(labels, logits.softmax(1).numpy()), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+    assert found["top5"] == pytest.approx(top_k_accuracy_score(labels, logits.numpy(), k=5))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"))
+    assert found["f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average=None).tolist())
+    assert (found["confusion"].numpy() == confusion_matrix(labels, logits.argmax(1))).all()
+
+
+def test_macro_f1_counts_a_class_that_never_occurs_as_scikit_learn_does():
+    labels, predicted = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])
+    metrics = EvaluationMetrics(3, torch.device("cpu"))
+    metrics.update(torch.nn.functional.one_hot(predicted, 3).float(), labels)
+    expected = f1_score(labels, predicted, average="macro", labels=[0, 1, 2], zero_division=0)
+    assert metrics.read()["macro_f1"] == pytest.approx(expected)
+
+
+def test_training_metrics_weigh_batches_by_their_size(predictions):
+    logits, labels = predictions
+    metrics = TrainingMetrics(Accelerator(cpu=True))
+    for part in torch.arange(257).split(100):
+        loss = torch.nn.functional.cross_entropy(logits[part], labels[part])
+        metrics.update(loss, logits[part], labels[part])
+    found = metrics.read()
+    assert found["train_loss"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels)), rel=1e-6)
+    assert found["train_accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
+    metrics.reset()
+    assert metrics.sums.tolist() == [0, 0, 0]

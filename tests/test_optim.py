@@ -1,0 +1,99 @@
+"""Learning rates at exact steps, and parameter groups."""
+
+import math
+
+import pytest
+import torch
+
+from resnet import build_model
+from training.config import Config
+from training.optim import lr_factor, make_optimizer, parameter_groups
+
+
+def factors(steps_per_epoch: int = 10, **fields) -> list[float]:
+    config = Config(**fields)
+    return [lr_factor(config, step, steps_per_epoch) for step in range(config.epochs * steps_per_epoch)]
+
+
+def torch_factors(make, total: int) -> list[float]:
+    """What a scheduler of torch does to a learning rate of 1, stepping once a step."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler, found = make(optimizer), []
+    for _ in range(total):
+        found.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return found
+
+
+def test_multistep_changes_exactly_at_its_milestones():
+    found = factors(epochs=100, schedule="multistep", milestones=[30, 60, 90], gamma=0.1)
+    assert [found[step] for step in (0, 299, 300, 599, 600, 899, 900, 999)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+    )
+
+
+def test_multistep_is_torchs_multisteplr():
+    def make(optimizer):
+        return torch.optim.lr_scheduler.MultiStepLR(optimizer, [20, 50], gamma=0.2)
+
+    assert factors(epochs=8, schedule="multistep", milestones=[2, 5], gamma=0.2) == pytest.approx(
+        torch_factors(make, 80)
+    )
+
+
+def test_cosine_is_torchs_cosineannealinglr():
+    found = torch_factors(lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 80), 80)
+    assert factors(epochs=8, schedule="cosine") == pytest.approx(found)
+
+
+def test_cosine_begins_after_the_warm_up():
+    found = factors(epochs=10, schedule="cosine", warmup=2)
+    assert found[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
+    assert found[20] == pytest.approx(1)
+    assert found[60] == pytest.approx(0.5)
+    assert 0 < found[99] == pytest.approx(0.5 * (1 + math.cos(math.pi * 79 / 80)))
+
+
+def test_triangle_rises_for_a_fifth_of_the_steps_and_falls_to_zero():
+    found = factors(epochs=10, schedule="triangle")
+    assert found[0] == pytest.approx(0.2)
+    assert found[10] == pytest.approx(0.6)
+    assert found[20] == pytest.approx(1)
+    assert found[60] == pytest.approx(0.5)
+    assert found[99] == pytest.approx(1 / 80)
+
+
+def test_inverse_time_is_keras_decay():
+    found = factors(epochs=10, schedule="inverse-time", decay=0.004)
+    assert found == pytest.approx([1 / (1 + 0.004 * step) for step in range(100)])
+
+
+@pytest.mark.parametrize("schedule", ["multistep", "triangle", "inverse-time", "constant"])
+def test_warm_up_multiplies_every_schedule(schedule):
+    with_warmup = factors(epochs=10, schedule=schedule, decay=0.01, milestones=[1], warmup=3)
+    without = factors(epochs=10, schedule=schedule, decay=0.01, milestones=[1])
+    ramp = [min(1, (step + 1) / 30) for step in range(100)]
+    assert with_warmup == pytest.approx([a * b for a, b in zip(ramp, without, strict=True)])
+
+
+def test_groups_are_by_module_type():
+    model = build_model("resnet18", 10, "imagenet")
+    weights, norms_and_biases = parameter_groups(model)
+    by_id = {id(parameter): name for name, parameter in model.named_parameters()}
+    names = {by_id[id(parameter)] for parameter in norms_and_biases}
+    assert {"bn1.weight", "layer2.0.downsample.1.weight", "layer2.0.downsample.1.bias", "fc.bias"} <= names
+    assert {"conv1.weight", "layer2.0.downsample.0.weight", "fc.weight"} <= {by_id[id(p)] for p in weights}
+    assert len(weights) + len(norms_and_biases) == len(by_id)
+    assert len(weights) == 21
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("decayed", [True, False])
+def test_weight_decay_with_and_without_norms_and_biases(kind, decayed):
+    config = Config(optimizer=kind, weight_decay=0.02, decay_norm_and_bias=decayed, nesterov=True)
+    optimizer = make_optimizer(config, build_model("resnet18", 10))
+    assert {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[kind] == type(optimizer).__name__
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.02, 0.02 if decayed else 0.0]
+    if kind == "sgd":
+        assert all(group["nesterov"] and group["momentum"] == 0.9 for group in optimizer.param_groups)

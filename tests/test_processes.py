@@ -1,0 +1,86 @@
+"""Several processes: started as on a multi-GPU machine, with accelerate_config.yaml, here over gloo."""
+
+import json
+
+import pytest
+import torch
+
+from tests.conftest import TINY, run_script
+from tests.test_train import rows, summary
+from training.checkpoint import load_newest_checkpoint
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="would take the GPUs of this machine instead")
+
+
+@pytest.fixture(scope="module")
+def pair(train_tiny):
+    return train_tiny("pair", "--log-every", 1, processes=2)
+
+
+@pytest.fixture(scope="module")
+def three(train_tiny):
+    return train_tiny("three", "--log-every", 1, "--loader", "auto", processes=3)
+
+
+def test_two_processes_train_one_run(pair, tiny_run):
+    found = summary(pair)
+    assert found["world_size"] == 2
+    assert found["steps"] == 24
+    # the same images in the same order, but BatchNorm sees half a batch: near, and not equal
+    assert found["weights_sha256"] != summary(tiny_run)["weights_sha256"]
+    for one, two in zip(rows(tiny_run, "epoch"), rows(pair, "epoch"), strict=True):
+        assert abs(one["train_loss"] - two["train_loss"]) < 0.5
+
+
+def test_learning_rates_do_not_depend_on_the_processes(pair, three, tiny_run):
+    expected = [row["lr"] for row in rows(tiny_run, "step")]
+    assert len(expected) == 22
+    assert expected[0] == pytest.approx(0.02 * 0.2)
+    assert expected[4] == pytest.approx(0.02 * (0.2 + 0.8 * 4 / 4.8))
+    assert [row["lr"] for row in rows(pair, "step")] == expected
+    assert [row["lr"] for row in rows(three, "step")] == expected
+
+
+def test_multistep_milestones_do_not_come_early_with_processes(train_tiny):
+    flags = ["--schedule", "multistep", "--milestones", "[1, 2]", "--epochs", 3, "--log-every", 1]
+    for processes in (2, 3):
+        run = train_tiny(f"multistep-{processes}", *flags, processes=processes)
+        found = {row["step"]: row["lr"] for kind in ("step", "epoch") for row in rows(run, kind)}
+        assert [found[step] for step in (1, 12, 13, 24, 25, 36)] == pytest.approx(
+            [0.02, 0.02, 2e-3, 2e-3, 2e-4, 2e-4]
+        )
+
+
+def test_evaluation_counts_each_image_once_on_any_number_of_processes(pair, three):
+    """15 validation images do not divide by 2: what training reported is what one process finds."""
+    for run in (pair, three):
+        done = run_script("evaluate.py", run, "--split", "val")
+        assert done.returncode == 0, done.stderr
+        alone, trained = json.loads((run / "evaluation.json").read_text()), summary(run)
+        assert alone["accuracy"] == trained["val_accuracy"]
+        assert alone["macro_f1"] == pytest.approx(trained["val_macro_f1"])
+        best = next(row for row in rows(run, "epoch") if row["epoch"] == trained["best_epoch"])
+        assert alone["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
+
+
+def test_the_same_command_gives_the_same_bits(pair, train_tiny):
+    assert summary(train_tiny("pair-again", processes=2))["weights_sha256"] == summary(pair)["weights_sha256"]
+
+
+def test_accumulation_steps_on_the_whole_global_batch(train_tiny, tiny_run):
+    run = train_tiny("accumulated", "--accumulation", 3, "--log-every", 1, processes=2)
+    assert summary(run)["steps"] == 24
+    assert [row["lr"] for row in rows(run, "step")] == [row["lr"] for row in rows(tiny_run, "step")]
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_all(images, tmp_path):
+    flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path / "runs", "--cache-dir", tmp_path / "cache"]
+    done = run_script("train.py", *flags, "--batch-size", "13", processes=2)
+    assert done.returncode != 0
+    assert "--batch-size 13 does not divide by 2 processes" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_only_the_first_process_writes(pair):
+    assert len(rows(pair, "epoch")) == 2
+    assert load_newest_checkpoint(pair / "checkpoints")["metrics"].shape == (2, 3)

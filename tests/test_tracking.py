@@ -1,0 +1,102 @@
+"""metrics.jsonl, W&B offline, TensorBoard, and trackers that fail."""
+
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record
+from wandb.sdk.internal.datastore import DataStore
+
+from training.config import Config
+from training.tracking import MetricsFile, Tracking
+
+ROW = {"kind": "epoch", "epoch": 1, "step": 24, "lr": 0.1, "val_accuracy": 0.75}
+
+
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch, tmp_path):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
+
+
+def wandb_records(folder):
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        store = DataStore()
+        store.open_for_scan(str(path))
+        while (data := store.scan_data()) is not None:
+            record = Record()
+            record.ParseFromString(data)
+            yield record
+
+
+def logged(records) -> list[dict]:
+    found = []
+    for record in records:
+        if record.WhichOneof("record_type") == "history":
+            items = record.history.item
+            found.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items})
+    return found
+
+
+def test_wandb_records_offline_without_a_key_and_says_how_to_upload(tmp_path):
+    said = []
+    tracking = Tracking(Config(name="mine"), tmp_path, said.append)
+    tracking.log(ROW)
+    tracking.finish()
+    assert said == [f"W&B has no key and records offline; to upload: wandb sync {tmp_path}/wandb/offline-*"]
+    records = list(wandb_records(tmp_path))
+    (row,) = logged(records)
+    assert {name: row[name] for name in ("epoch", "step", "lr", "val_accuracy")} == {
+        name: ROW[name] for name in ("epoch", "step", "lr", "val_accuracy")
+    }
+    config = {item.key for record in records for item in record.config.update}
+    assert {"lr", "batch_size", "seed"} <= config | {item.key for r in records for item in r.run.config.update}
+
+
+def test_a_resumed_run_continues_the_same_wandb_run(tmp_path):
+    for _ in range(2):
+        tracking = Tracking(Config(), tmp_path, lambda line: None)
+        tracking.log(ROW)
+        tracking.finish()
+    ids = {record.run.run_id for record in wandb_records(tmp_path) if record.WhichOneof("record_type") == "run"}
+    assert ids == {(tmp_path / "wandb-id").read_text()}
+
+
+def test_tensorboard_has_every_number(tmp_path):
+    tracking = Tracking(Config(tracker="tensorboard"), tmp_path, print)
+    tracking.log(ROW)
+    tracking.finish()
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events.parent))
+    accumulator.Reload()
+    (scalar,) = accumulator.Scalars("val_accuracy")
+    assert (scalar.step, scalar.value) == (24, 0.75)
+
+
+def test_a_failing_tracker_is_a_warning_and_metrics_go_on(tmp_path, capsys):
+    tracking = Tracking(Config(tracker="tensorboard"), tmp_path, print)
+
+    def fail(*_, **__):
+        raise OSError("the server is gone")
+
+    tracking.tracker.log = fail
+    tracking.log(ROW)
+    tracking.log(ROW | {"step": 48})
+    tracking.finish()
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1
+    assert "the server is gone" in warnings[0]
+    assert [row["step"] for row in MetricsFile(tmp_path / "metrics.jsonl").rows()] == [24, 48]
+
+
+def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+    for step in (10, 20, 30):
+        metrics.append(ROW | {"step": step})
+    with open(metrics.path, "a") as file:
+        file.write('{"kind": "st')
+    metrics.keep_until(20)
+    assert [row["step"] for row in metrics.rows()] == [10, 20]
+    assert metrics.path.read_text().endswith("}\n")

@@ -1,0 +1,208 @@
+"""Whole runs of train.py: what they leave on disk, and that they can be stopped and repeated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.conftest import ROOT, TINY, run_script
+from training.checkpoint import load_newest_checkpoint
+
+SUMMARY_KEYS = {
+    *("recipe", "epochs", "steps", "best_epoch", "val_accuracy", "val_macro_f1", "seconds"),
+    *("images_per_second", "world_size", "precision", "loader", "seed", "weights_sha256", "versions", "device"),
+}
+
+
+def rows(run: Path, kind: str) -> list[dict]:
+    return [
+        row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if row["kind"] == kind
+    ]
+
+
+def without_times(found: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in found]
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def test_a_run_leaves_what_the_readme_promises(tiny_run):
+    assert sorted(path.name for path in tiny_run.iterdir()) == [
+        *("best.safetensors", "checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "summary.json")
+    ]
+    found = summary(tiny_run)
+    assert set(found) == SUMMARY_KEYS
+    assert (found["epochs"], found["steps"], found["world_size"], found["precision"]) == (2, 24, 1, "no")
+    assert len(list((tiny_run / "checkpoints").glob("*.pt"))) == 2
+    assert (tiny_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert yaml.safe_load((tiny_run / "config.yaml").read_text())["batch_size"] == 12
+
+
+def test_metrics_have_a_row_for_each_reading_and_each_epoch(tiny_run):
+    steps, epochs = rows(tiny_run, "step"), rows(tiny_run, "epoch")
+    assert [row["step"] for row in steps] == [*range(1, 12), *range(13, 24)]
+    assert [(row["epoch"], row["step"]) for row in epochs] == [(1, 12), (2, 24)]
+    best = max(epochs, key=lambda row: row["val_accuracy"])
+    found = summary(tiny_run)
+    assert found["val_accuracy"] == best["val_accuracy"]
+    assert found["best_epoch"] == best["epoch"]
+    assert {"lr", "train_loss", "train_accuracy", "val_loss", "val_top5", "val_macro_f1"} <= set(epochs[0])
+
+
+def test_the_same_command_gives_the_same_bits(tiny_run, train_tiny):
+    again = train_tiny("again", "--log-every", 1)
+    assert summary(again)["weights_sha256"] == summary(tiny_run)["weights_sha256"]
+    assert without_times(rows(again, "epoch")) == without_times(rows(tiny_run, "epoch"))
+    other = train_tiny("other-seed", "--seed", 1)
+    assert summary(other)["weights_sha256"] != summary(tiny_run)["weights_sha256"]
+
+
+def test_both_loaders_train_to_the_same_bits(tiny_run, train_tiny):
+    pytest.importorskip("ffcv")
+    other = train_tiny("ffcv", "--loader", "ffcv")
+    assert summary(other)["loader"] == "ffcv"
+    assert summary(other)["weights_sha256"] == summary(tiny_run)["weights_sha256"]
+
+
+def test_a_killed_run_resumes_in_mid_epoch_to_the_same_bits(tiny_run, images, tmp_path):
+    """Killed by SIGKILL after its first checkpoint, which is in mid-epoch."""
+    flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
+    command = [sys.executable, "train.py", *map(str, flags), "--name", "killed", "--log-every", "1"]
+    command += ["--checkpoint-every-steps", "5"]
+    run, checkpoint = tmp_path / "killed", tmp_path / "killed/checkpoints/step-00000005.pt"
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not checkpoint.exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "summary.json").exists()
+    left_at = load_newest_checkpoint(run / "checkpoints")["progress"]["step"]
+    assert 5 <= left_at < 24
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"resuming after step {left_at} of 24" in done.stdout
+    assert summary(run)["weights_sha256"] == summary(tiny_run)["weights_sha256"]
+    for kind in ("step", "epoch"):
+        assert without_times(rows(run, kind)) == without_times(rows(tiny_run, kind))
+
+
+def test_a_finished_run_started_again_stays_as_it_is(train_tiny):
+    run = train_tiny("twice", "--epochs", 1)
+    before, metrics = summary(run), (run / "metrics.jsonl").read_bytes()
+    assert summary(train_tiny("twice", "--epochs", 1)) == before
+    assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_run_is_not_resumed_under_another_config(tiny_run, images):
+    flags = [*TINY, "--data-dir", images, "--runs-dir", tiny_run.parent, "--cache-dir", tiny_run.parent / "cache"]
+    done = run_script("train.py", *flags, "--name", "tiny", "--lr", "0.5", "--seed", "3")
+    assert done.returncode == 2
+    assert "--lr 0.02 -> 0.5" in done.stderr
+    assert "--seed 0 -> 3" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert yaml.safe_load((tiny_run / "config.yaml").read_text())["lr"] == 0.02
+
+
+def test_resume_never_and_must(tiny_run, images, tmp_path):
+    flags = [*TINY, "--data-dir", images, "--cache-dir", tmp_path, "--runs-dir"]
+    never = run_script("train.py", *flags, tiny_run.parent, "--name", "tiny", "--resume", "never")
+    must = run_script("train.py", *flags, tmp_path / "runs", "--name", "tiny", "--resume", "must")
+    assert (never.returncode, must.returncode) == (2, 2)
+    assert "exists" in never.stderr
+    assert "no run in" in must.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(images, tmp_path):
+    flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
+    explode = ["--lr", "1e30", "--schedule", "constant", "--warmup", "0", "--log-every", "1"]
+    done = run_script("train.py", *flags, *explode, "--name", "explodes", "--checkpoint-every-steps", "1")
+    assert done.returncode == 1
+    assert "error: the loss is" in done.stderr
+    assert "Traceback" not in done.stderr
+    kept = load_newest_checkpoint(tmp_path / "explodes" / "checkpoints")
+    assert kept is None or all(torch.isfinite(kept["metrics"]).flatten())
+    assert not (tmp_path / "explodes" / "best.safetensors").exists()
+
+
+def test_split_none_trains_on_all_and_keeps_the_last_weights(train_tiny):
+    run = train_tiny("all", "--split", "none")
+    found = summary(run)
+    assert (found["val_accuracy"], found["best_epoch"], found["steps"]) == (None, 2, 26)
+    assert "val_accuracy" not in rows(run, "epoch")[0]
+
+
+def test_split_test_is_a_yardstick_that_chooses_nothing(train_tiny):
+    run = train_tiny("yardstick", "--split", "test")
+    found, epochs = summary(run), rows(run, "epoch")
+    assert found["best_epoch"] == 2
+    assert found["val_accuracy"] == epochs[-1]["val_accuracy"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--optimizer", "adam", "--lr", "0.001", "--schedule", "inverse-time", "--decay", "0.004"],
+        ["--optimizer", "adamw", "--lr", "0.001", "--schedule", "cosine", "--warmup", "1", "--accumulation", "3"],
+        ["--precision", "bf16", "--crop-padding", "0", "--shift", "0.2", "--cutout", "8", "--normalize", "false"],
+        ["--label-smoothing", "0.1", "--decay-norm-and-bias", "false", "--channels-last", "false"],
+        ["--model", "resnet34", "--stem", "keras", "--init", "glorot", "--crop-mode", "reflect"],
+        ["--model", "vgg16", "--stem", "cifar"],
+        ["--model", "torchvision-resnet18", "--stem", "cifar", "--schedule", "multistep", "--milestones", "[1]"],
+    ],
+    ids=lambda flags: " ".join(flags[:4]),
+)
+def test_options_train(train_tiny, flags):
+    run = train_tiny("-".join(flags[:4]).strip("-").replace("[", "").replace("]", ""), *flags, "--epochs", 1)
+    assert summary(run)["steps"] == 12
+
+
+def test_fp16_on_a_cpu_is_refused(images, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine trains in fp16")
+    done = run_script("train.py", *TINY, "--data-dir", images, "--runs-dir", tmp_path, "--precision", "fp16")
+    assert done.returncode == 2
+    assert "--precision fp16" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_weights_file_is_one_line(images, tmp_path):
+    (tmp_path / "w.pth").write_bytes(b"nonsense")
+    flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path / "runs", "--cache-dir", tmp_path / "cache"]
+    done = run_script("train.py", *flags, "--weights", tmp_path / "w.pth")
+    assert done.returncode == 2
+    assert "w.pth" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_batch_larger_than_the_images_is_refused(images, tmp_path):
+    flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path / "runs", "--cache-dir", tmp_path / "cache"]
+    done = run_script("train.py", *flags, "--batch-size", "1000")
+    assert done.returncode == 2
+    assert "--batch-size 1000" in done.stderr
+
+
+def test_threads_are_the_allowed_cores_not_the_launchers_one(images, tmp_path):
+    code = (
+        "import torch; from training.config import Config; from training.hardware import make_accelerator;"
+        "make_accelerator(Config()); print(torch.get_num_threads())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.stdout.split()[-1] == str(len(os.sched_getaffinity(0)))
