@@ -29,4 +29,4 @@ lint: setup  ## ruff and mypy
 
 clean:  ## remove what the demo wrote, and the tools' caches; .venv and other runs stay
 	rm -rf runs/demo datasets/shapes $(dir $(shell grep -ls '"source": "shapes"' cache/*/meta.json))
-	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .mypy_cache .pytest_cache .ruff_cache

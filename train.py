@@ -29,27 +29,24 @@ def train(config: Config) -> None:
     from training.recorder import NullRecorder, Recorder
 
     accelerator = make_accelerator(config)
+    prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
+    workers = config.workers or threads_per_process()
+    loader, note = make_loader(config.loader, prepared, accelerator.device, workers)
+    if note:
+        accelerator.print(note)
+    model = initial_model(config, len(prepared.classes))
+    trainer = Trainer(config, accelerator, model, prepared, loader)
+    recorder = Recorder(config, prepared, accelerator) if accelerator.is_main_process else NullRecorder()
+    trainer.restore(recorder.newest_checkpoint())
+    recorder.begin(trainer)
     try:
-        prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
-        loader, note = make_loader(
-            config.loader, prepared, accelerator.device, config.workers or threads_per_process()
-        )
-        if note:
-            accelerator.print(note)
-        model = initial_model(config, len(prepared.classes))
-        trainer = Trainer(config, accelerator, model, prepared, loader)
-        recorder = Recorder(config, prepared, accelerator) if accelerator.is_main_process else NullRecorder()
-        trainer.restore(recorder.newest_checkpoint())
-        recorder.begin(trainer)
-        try:
-            while trainer.epoch < config.epochs:
-                train_epoch(trainer, recorder)
-                finish_epoch(trainer, recorder)
-            recorder.finish(trainer)
-        finally:
-            recorder.close()
+        while trainer.epoch < config.epochs:
+            train_epoch(trainer, recorder)
+            finish_epoch(trainer, recorder)
+        recorder.finish(trainer)
     finally:
-        accelerator.end_training()
+        recorder.close()
+    accelerator.end_training()
 
 
 def train_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from data.decode import allowed_cores
 from data.files import sha256_of, write_json, written_atomically
-from data.loaders import Batch
+from data.loaders import Batch, ids_on_device
 from data.prepared import Prepared, cache_lock
 
 
@@ -65,8 +65,8 @@ class FFCVLoader:
         self.reader.batch_size = size
         epoch = _Pass(self.reader, torch.cat(list(batches)).numpy())
         try:
-            for ids, (images, labels) in zip(batches, epoch, strict=True):
-                yield Batch(self._own(images), self._own(labels), ids.to(self.device))
+            for ids, (images, labels) in zip(ids_on_device(batches, self.device), epoch, strict=True):
+                yield Batch(self._own(images), self._own(labels), ids)
         finally:
             epoch.stop()
 

@@ -30,6 +30,13 @@ class Loader(Protocol):
         """The images of each id batch (int64 on the CPU), in order. A yielded batch stays valid."""
 
 
+def ids_on_device(batches: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The id batches, moved in one transfer: one for each batch would make the CPU wait for the device."""
+    if not batches:
+        return []
+    return list(torch.cat(list(batches)).to(device).split([len(ids) for ids in batches]))
+
+
 def make_loader(choice: str, prepared: Prepared, device: torch.device, workers: int) -> tuple[Loader, str]:
     """The loader of that name, and one line for the user where `auto` had to do without FFCV.
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.loaders import Batch
+from data.loaders import Batch, ids_on_device
 from data.prepared import Prepared
 
 
@@ -19,6 +19,5 @@ class ResidentLoader:
         self.device = device
 
     def read(self, batches: Sequence[Tensor]) -> Generator[Batch]:
-        for ids in batches:
-            ids = ids.to(self.device)
+        for ids in ids_on_device(batches, self.device):
             yield Batch(self.images[ids], self.labels[ids], ids)

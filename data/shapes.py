@@ -2,7 +2,8 @@
 
 Each image shows one shape. Place, size, direction and colours of the shape, the background and the noise are
 drawn at random, so that no single pixel tells the class: a linear classifier fails, a small ResNet does not.
-Every class is mirror-symmetric and turns freely, so that horizontal flips keep the label.
+Every class is mirror-symmetric, so that horizontal flips keep the label. The ranges below are chosen such that
+ResNet-18 with the 7x7/2 stem passes 95 % within 8 epochs, a minute or so on two cores of a CPU.
 
     python -m data.shapes FOLDER        writes the images in the layout of Kaggle's "cifar-10" competition
 """
@@ -25,15 +26,19 @@ TEST_COUNT = 1000
 # Position in SeedSequence's spawn key: the streams of two splits are independent for every seed.
 _SPLITS = ("train", "test")
 
-# Ranges of the drawing, uniform. Lengths in pixels, colours and noise in units of the full range of a channel.
-_RADIUS = (7.0, 13.0)
-_MIN_CONTRAST = 0.35
-_GRADIENT = 0.3
-_NOISE = (0.02, 0.12)
+# Ranges of the drawing, uniform. Colours and noise in units of the full range of a channel. Shapes are brighter
+# than their background: where the sign of the contrast is random too, nine epochs do not get past 40 %.
+_RADIUS_PIXELS = (8.0, 12.0)
+_TILT_DEGREES = (-45.0, 45.0)
+_BACKGROUND = (0.0, 0.4)
+_FOREGROUND = (0.6, 1.0)
+_GRADIENT = (-0.2, 0.2)  # of the background over the image's width, in each channel
+_NOISE = (0.0, 0.1)  # standard deviation
 
 
-# A shape is a function of (x, y), arrays of coordinates in which the shape fits the unit circle. It returns the
-# signed distance to the outline, negative inside; near the outline it is exact enough to antialias.
+# A shape is a function of (x, y), arrays of coordinates in which the shape fits the unit circle; x points up and
+# y to the right. It returns the signed distance to the outline, negative inside; near the outline it is exact
+# enough to antialias.
 
 
 def _wedge(x: Floats, y: Floats, degrees: float, offset: float) -> Floats:
@@ -55,8 +60,8 @@ def _triangle(x: Floats, y: Floats) -> Floats:
 
 
 def _arrow(x: Floats, y: Floats) -> Floats:
-    head = np.maximum(-x, _wedge(x, y, 40.0, np.cos(np.radians(40.0))))
-    return np.minimum(head, _box(x + np.float32(0.45), y, 0.5, 0.25))
+    head = np.maximum(np.float32(0.1) - x, _wedge(x, y, 50.0, np.cos(np.radians(50.0))))
+    return np.minimum(head, _box(x + np.float32(0.4), y, 0.55, 0.25))
 
 
 def _circle(x: Floats, y: Floats) -> Floats:
@@ -68,18 +73,18 @@ def _crescent(x: Floats, y: Floats) -> Floats:
 
 
 def _cross(x: Floats, y: Floats) -> Floats:
-    return np.minimum(_box(x, y, 1.0, 0.28), _box(x, y, 0.28, 1.0))
+    return np.minimum(_box(x, y, 0.95, 0.27), _box(x, y, 0.27, 0.95))
 
 
 def _heart(x: Floats, y: Floats) -> Floats:
-    """A square with its corner down and a disc on each of the two upper sides (here, "up" is +x)."""
-    u, v = (x + y) * np.float32(0.5**0.5) + np.float32(0.1), (x - y) * np.float32(0.5**0.5) + np.float32(0.1)
+    """A square with its corner down and a disc on each of the two upper sides."""
+    u, v = (x + y) * np.float32(0.5**0.5) + np.float32(0.12), (x - y) * np.float32(0.5**0.5) + np.float32(0.12)
     lobes = np.minimum(_disc(u - np.float32(0.55), v, 0.55), _disc(u, v - np.float32(0.55), 0.55))
     return np.minimum(_box(u, v, 0.55, 0.55), lobes)
 
 
 def _hourglass(x: Floats, y: Floats) -> Floats:
-    return np.maximum(np.abs(x) - np.float32(0.8), _wedge(-np.abs(x), y, 50.0, 0.05))
+    return np.maximum(np.abs(x) - np.float32(0.72), _wedge(-np.abs(x), y, 50.0, 0.05))
 
 
 def _ring(x: Floats, y: Floats) -> Floats:
@@ -87,7 +92,7 @@ def _ring(x: Floats, y: Floats) -> Floats:
 
 
 def _square(x: Floats, y: Floats) -> Floats:
-    return _box(x, y, 0.75, 0.75)
+    return _box(x, y, 0.7, 0.7)
 
 
 def _star(x: Floats, y: Floats) -> Floats:
@@ -140,29 +145,20 @@ def _draw(
         return rng.uniform(low, high, (count, *shape)).astype(np.float32)
 
     rows, columns = np.mgrid[:IMAGE_SIZE, :IMAGE_SIZE].astype(np.float32) - np.float32((IMAGE_SIZE - 1) / 2)
-    radius, turn = uniform(*_RADIUS, 1, 1), uniform(0.0, 2 * np.pi, 1, 1)
-    # The shape's circle stays inside the image: what is cut off would not be recognisable.
+    radius, tilt = uniform(*_RADIUS_PIXELS, 1, 1), np.radians(uniform(*_TILT_DEGREES, 1, 1))
+    # The circle around the shape stays inside the image: a shape cut off may look like another one.
     reach = IMAGE_SIZE / 2 - radius
-    x, y = columns - reach * uniform(-1.0, 1.0, 1, 1), rows - reach * uniform(-1.0, 1.0, 1, 1)
-    cosine, sine = np.cos(turn) / radius, np.sin(turn) / radius
-    # One pixel of coverage on either side of the outline is the antialiasing.
-    inside = np.clip(0.5 - radius * distance(x * cosine + y * sine, y * cosine - x * sine), 0.0, 1.0)[..., None]
+    up, right = reach * uniform(-1.0, 1.0, 1, 1) - rows, columns - reach * uniform(-1.0, 1.0, 1, 1)
+    cosine, sine = np.cos(tilt) / radius, np.sin(tilt) / radius
+    # A pixel whose centre is less than half a pixel from the outline is covered in part: antialiasing.
+    inside = np.clip(0.5 - radius * distance(up * cosine + right * sine, right * cosine - up * sine), 0.0, 1.0)
 
-    back, front = _colours(rng, count)
-    slope = uniform(0.0, 2 * np.pi, 1, 1)
-    ramp = (columns * np.cos(slope) + rows * np.sin(slope))[..., None] / IMAGE_SIZE
-    background = back + ramp * uniform(-_GRADIENT, _GRADIENT, 1, 1, 3)
-    noise = rng.standard_normal((count, IMAGE_SIZE, IMAGE_SIZE, 3), np.float32) * uniform(*_NOISE, 1, 1, 1)
-    pixels = background + inside * (front - background) + noise
-    return np.round(255.0 * np.clip(pixels, 0.0, 1.0)).astype(np.uint8)
-
-
-def _colours(rng: np.random.Generator, count: int) -> tuple[Floats, Floats]:
-    """Colours of backgrounds and shapes, each (count, 1, 1, 3), at least _MIN_CONTRAST apart in some channel."""
-    back, front = rng.random((2, count, 1, 1, 3), np.float32)
-    while (close := np.abs(front - back).max(axis=-1, keepdims=True) < _MIN_CONTRAST).any():
-        front = np.where(close, rng.random(front.shape, np.float32), front)
-    return back, front
+    direction = uniform(0.0, 2 * np.pi, 1, 1)
+    ramp = (columns * np.cos(direction) + rows * np.sin(direction)) / IMAGE_SIZE
+    background = uniform(*_BACKGROUND, 1, 1, 3) + ramp[..., None] * uniform(*_GRADIENT, 1, 1, 3)
+    clean = background + inside[..., None] * (uniform(*_FOREGROUND, 1, 1, 3) - background)
+    noise = rng.standard_normal(clean.shape, np.float32) * uniform(*_NOISE, 1, 1, 1)
+    return np.round(255.0 * np.clip(clean + noise, 0.0, 1.0)).astype(np.uint8)
 
 
 def write_kaggle(

@@ -93,7 +93,7 @@ def _describe(folder: Path) -> list[str]:
     described = []
     for entry in _image_entries(folder):
         status = entry.stat()
-        described.append(f"{entry.path}|{status.st_size}|{status.st_mtime_ns}")
+        described.append(f"{entry.name}|{status.st_size}|{status.st_mtime_ns}")
     return sorted(described)
 
 
@@ -108,7 +108,7 @@ def read_labels(path: Path) -> pd.Series:
         raise InputError(f"{path}: cannot be read as CSV: {' '.join(str(error).split())}") from error
     if list(table.columns) != ["id", "label"]:
         raise InputError(f"{path}: the header is {','.join(map(str, table.columns))}; expected id,label")
-    wrong = ~table["id"].str.fullmatch(r"\d+")
+    wrong = ~table["id"].str.fullmatch(r"\d{1,18}")
     if wrong.any():
         row = int(wrong.idxmax())
         raise InputError(f"{path}, row {row + 2}: the id {table['id'][row]!r} is not a number")
@@ -182,12 +182,15 @@ class ClassFolders:
         self.key = f"folders:{folder.resolve()}"
         self.train: Path = folder
         self.test: Path | None = None
-        if _class_folders(folder / "train"):
+        if (folder / "train").is_dir():
             self.train, self.test = folder / "train", folder / "test"
 
     @staticmethod
     def recognises(folder: Path) -> bool:
-        return bool(_class_folders(folder / "train") or _class_folders(folder))
+        """Images right in train/ or test/ are no class folders: there, a table of labels is missing."""
+        if (folder / "train").is_dir() or (folder / "test").is_dir():
+            return bool(_class_folders(folder / "train"))
+        return bool(_class_folders(folder))
 
     def signature(self) -> str:
         parts = []

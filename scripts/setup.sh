@@ -39,10 +39,14 @@ say "installing requirements.txt (several gigabytes where PyTorch comes with CUD
 pip install --quiet $pins --upgrade pip
 grep -v '^ffcv' requirements.txt | pip install --quiet $pins -r requirements-dev.txt -r /dev/stdin
 
-# What is left of requirements.txt now is FFCV. The import tells whether its libraries are there, too.
+# What is left of requirements.txt now is FFCV. The import tells whether its libraries are there, too; FFCV
+# that does not import must go, as the loaders take an installed one to work.
 if [ "$(uname -s)" = Linux ]; then
     { pip install $pins ${pins:+--build-constraint constraints.txt} -r requirements.txt &&
         .venv/bin/python -c 'import ffcv'
-    } >"$LOG" 2>&1 || say "going on without FFCV, which cannot be built here (see $LOG); to have it, as root:" \
-        "apt-get install $PACKAGES, then: make -B setup"
+    } >"$LOG" 2>&1 || {
+        pip uninstall --quiet --yes ffcv >/dev/null 2>&1 || true
+        say "going on without FFCV, which cannot be built here (see $LOG); to have it, as root:" \
+            "apt-get install $PACKAGES, then: make -B setup"
+    }
 fi

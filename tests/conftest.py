@@ -1,6 +1,5 @@
 """What several test files share: a tiny run, and the scripts as a user starts them."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -15,28 +14,23 @@ TINY += ["--loader", "resident", "--precision", "no", "--tracker", "none", "--sc
 """Flags of a run of seconds on `images`."""
 
 
-def run_script(*arguments: object, processes: int = 0, **environment: str) -> "subprocess.CompletedProcess[str]":
-    """Run a script of the suite as a user would, in the repository; 0 processes: without a launcher."""
-    command = [sys.executable]
+def command(*arguments: object, processes: int = 0) -> list[str]:
+    """The command line of a script as a user would start it; 0 processes: without a launcher."""
+    launcher: list[object] = []
     if processes:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        launcher = [
-            "-m",
-            "accelerate.commands.accelerate_cli",
-            "launch",
-            "--config_file",
-            "accelerate_config.yaml",
-        ]
-        command += [*launcher, "--num_processes", str(processes), "--main_process_port", str(port)]
+        launcher = ["-m", "accelerate.commands.accelerate_cli", "launch"]
+        launcher += ["--config_file", "accelerate_config.yaml", "--num_processes", processes]
+        launcher += ["--main_process_port", port]
+    return [sys.executable, *map(str, [*launcher, *arguments])]
+
+
+def run_script(*arguments: object, processes: int = 0) -> "subprocess.CompletedProcess[str]":
+    """Run a script of the suite in the repository, to its end."""
     return subprocess.run(
-        [*command, *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
+        command(*arguments, processes=processes), cwd=ROOT, capture_output=True, text=True, timeout=600
     )
 
 

@@ -2,17 +2,17 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
 
-from tests.conftest import ROOT, TINY, run_script
+from tests.conftest import ROOT, TINY, command, run_script
 from training.checkpoint import load_newest_checkpoint
 
 SUMMARY_KEYS = {
@@ -73,28 +73,30 @@ def test_both_loaders_train_to_the_same_bits(tiny_run, train_tiny):
     assert summary(other)["weights_sha256"] == summary(tiny_run)["weights_sha256"]
 
 
-def test_a_killed_run_resumes_in_mid_epoch_to_the_same_bits(tiny_run, images, tmp_path):
-    """Killed by SIGKILL after its first checkpoint, which is in mid-epoch."""
+@pytest.mark.parametrize("processes", [0, 3])
+def test_a_killed_run_resumes_in_mid_epoch_to_the_same_bits(train_tiny, images, tmp_path, processes):
+    """All processes killed by SIGKILL after the first checkpoint, which is in mid-epoch."""
+    whole = train_tiny(f"whole-{processes}", "--log-every", 1, processes=processes)
     flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
-    command = [sys.executable, "train.py", *map(str, flags), "--name", "killed", "--log-every", "1"]
-    command += ["--checkpoint-every-steps", "5"]
+    arguments = ["train.py", *flags, "--name", "killed", "--log-every", 1, "--checkpoint-every-steps", 5]
     run, checkpoint = tmp_path / "killed", tmp_path / "killed/checkpoints/step-00000005.pt"
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(*arguments, processes=processes), cwd=ROOT, stdout=subprocess.DEVNULL)
     while not checkpoint.exists():
         assert process.poll() is None, "the run ended before it could be killed"
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    for victim in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        victim.kill()
     process.wait()
     assert not (run / "summary.json").exists()
     left_at = load_newest_checkpoint(run / "checkpoints")["progress"]["step"]
     assert 5 <= left_at < 24
 
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_script(*arguments, processes=processes)
     assert done.returncode == 0, done.stderr
     assert f"resuming after step {left_at} of 24" in done.stdout
-    assert summary(run)["weights_sha256"] == summary(tiny_run)["weights_sha256"]
+    assert summary(run)["weights_sha256"] == summary(whole)["weights_sha256"]
     for kind in ("step", "epoch"):
-        assert without_times(rows(run, kind)) == without_times(rows(tiny_run, kind))
+        assert without_times(rows(run, kind)) == without_times(rows(whole, kind))
 
 
 def test_a_finished_run_started_again_stays_as_it_is(train_tiny):

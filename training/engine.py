@@ -122,6 +122,7 @@ class Trainer:
         self.images_per_second = 0.0  # of the last epoch's training steps, all processes
         self.progress = Progress()
         self._last_tick = time.perf_counter()
+        self._settle_gradient_buckets()
         # What must be the same for a resumed run to be the same run.
         self.identity = {
             **config.result_fields(),
@@ -129,6 +130,22 @@ class Trainer:
             "processes": accelerator.num_processes,
             "data": prepared.digest,
         }
+
+    def _settle_gradient_buckets(self) -> None:
+        """Let DDP arrange its gradient buckets before the first step.
+
+        It does so after its first backward pass, and another arrangement adds the gradients of three or more
+        processes in another order: a resumed run would differ from an uninterrupted one in its first step.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        buffers = [buffer.clone() for buffer in self.network.buffers()]
+        images = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.accelerator.device)
+        self.model(images).sum().backward()
+        self.model(images)  # here the new buckets are built
+        self.optimizer.zero_grad()
+        for buffer, former in zip(self.network.buffers(), buffers, strict=True):
+            buffer.copy_(former)
 
     def _check_shares(self) -> None:
         config, processes = self.config, self.accelerator.num_processes
@@ -240,8 +257,8 @@ class Trainer:
             "metrics": self.metrics.of_every_process().cpu(),
         }
 
-    def restore(self, state: dict[str, Any] | None) -> bool:
-        """Go on from the first process' `state`; False where it has none. To be called by every process.
+    def restore(self, state: dict[str, Any] | None) -> None:
+        """Go on from the first process' `state`, if it has one. To be called by every process.
 
         Raises:
             InputError: the state belongs to another config; the message names the fields.
@@ -249,7 +266,7 @@ class Trainer:
         shared = [state]
         broadcast_object_list(shared)
         if (found := shared[0]) is None:
-            return False
+            return
         then, now = found["identity"], self.identity
         if names := sorted(name for name in {*then, *now} if then.get(name) != now.get(name)):
             changes = ", ".join(f"{flag(name)} {then.get(name)} -> {now.get(name)}" for name in names)
@@ -260,4 +277,3 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(found["scaler"])
         self.metrics.restore(found["metrics"].to(self.accelerator.device))
         self.progress = Progress(**found["progress"])
-        return True

@@ -3,6 +3,7 @@
 import os
 import platform
 import warnings
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -87,7 +88,15 @@ def set_determinism(deterministic: bool) -> None:
 def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    return f"{_processor_name()}, {torch.get_num_threads()} threads"
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration, IndexError):
+        return platform.processor() or platform.machine()
 
 
 def versions() -> dict[str, str]:

@@ -19,9 +19,10 @@ class TrainingMetrics:
 
     def update(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """loss: mean over the batch, scalar; logits (n, classes); labels (n,)."""
-        correct = (logits.argmax(1) == labels).sum()
         count = len(labels)
-        self.sums += torch.stack([loss.double() * count, correct.double(), self.sums.new_tensor(count)])
+        self.sums[0] += loss.double() * count
+        self.sums[1] += (logits.argmax(1) == labels).sum()
+        self.sums[2] += count
 
     def reset(self) -> None:
         self.sums.zero_()

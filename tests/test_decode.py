@@ -1,0 +1,232 @@
+"""Image files to pixels: what is accepted, what is refused and in which words, and the stream of many."""
+
+import multiprocessing
+import re
+import struct
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import decode as decoding
+from data.decode import decode, decode_stream
+from data.errors import InputError
+from tests.images import Pixels, random_images, save_image
+
+IMAGE = random_images(1)[0]
+
+
+def refused(path: Path, reason: str) -> None:
+    """`path` is refused in one line that begins with its name and gives the reason."""
+    with pytest.raises(InputError) as caught:
+        decode(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    assert reason in message
+
+
+def png_of_16_bits(colour_type: int, channels: int) -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 32, 32, 16, colour_type, 0, 0, 0)
+    rows = (b"\0" + b"\x12\x34" * 32 * channels) * 32
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+# Accepted ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_rgb_pixels_are_read_as_they_are(tmp_path: Path, suffix: str) -> None:
+    pixels = decode(save_image(tmp_path / f"1{suffix}", IMAGE))
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, IMAGE)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp"])
+def test_lossy_formats_are_read(tmp_path: Path, suffix: str) -> None:
+    gradient = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8)[:, None, None], (32, 32, 3))
+    pixels = decode(save_image(tmp_path / f"1{suffix}", gradient))
+    assert np.abs(pixels.astype(int) - gradient).max() < 20
+
+
+def test_greyscale_gives_three_equal_channels(tmp_path: Path) -> None:
+    pixels = decode(save_image(tmp_path / "1.png", IMAGE[..., 0]))
+    np.testing.assert_array_equal(pixels, np.repeat(IMAGE[..., :1], 3, axis=2))
+
+
+def test_black_and_white_gives_0_and_255(tmp_path: Path) -> None:
+    mask = IMAGE[..., 0] > 127
+    Image.fromarray(mask).save(tmp_path / "1.png")
+    np.testing.assert_array_equal(decode(tmp_path / "1.png"), np.repeat(mask[..., None] * np.uint8(255), 3, 2))
+
+
+def test_a_palette_gives_its_colours(tmp_path: Path) -> None:
+    palette, indices = random_images(1, seed=1)[0, :8, :2].reshape(-1, 3), IMAGE[..., 0] % 16
+    image = Image.fromarray(indices, mode=None)
+    image.putpalette(palette.tobytes())
+    image.save(tmp_path / "1.png")
+    with Image.open(tmp_path / "1.png") as written:
+        assert written.mode == "P"
+    np.testing.assert_array_equal(decode(tmp_path / "1.png"), palette[indices])
+
+
+@pytest.mark.parametrize("channels", [2, 4], ids=["greyscale with alpha", "RGBA"])
+def test_alpha_is_dropped(tmp_path: Path, channels: int) -> None:
+    pixels = random_images(2).reshape(32, 32, 6)[..., :channels].copy()
+    result = decode(save_image(tmp_path / "1.png", pixels))
+    np.testing.assert_array_equal(result, np.broadcast_to(pixels[..., : channels - 1], (32, 32, 3)))
+
+
+# Refused ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("colour_type", "channels"),
+    [(0, 1), (2, 3), (4, 2), (6, 4)],
+    ids=["greyscale", "RGB", "greyscale with alpha", "RGBA"],
+)
+def test_16_bits_are_refused(tmp_path: Path, colour_type: int, channels: int) -> None:
+    path = tmp_path / "1.png"
+    path.write_bytes(png_of_16_bits(colour_type, channels))
+    refused(path, "8-bit")
+
+
+def test_cmyk_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "1.jpg"
+    Image.fromarray(IMAGE).convert("CMYK").save(path)
+    refused(path, "mode CMYK")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".gif"])
+def test_animations_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"1{suffix}"
+    frames = [Image.fromarray(pixels) for pixels in random_images(2)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    refused(path, "several frames")
+
+
+@pytest.mark.parametrize("size", [(31, 32), (32, 33), (64, 64), (1, 1)])
+def test_other_sizes_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    refused(save_image(tmp_path / "1.png", pixels), f"{size[0]}x{size[1]} pixels; expected 32x32")
+
+
+@pytest.mark.parametrize("content", [b"", b"id,label\n1,cat\n", b"\x89PNG\r\n\x1a\n", b"\0" * 4000, b"GIF89a"])
+def test_what_is_not_an_image_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "1.png"
+    path.write_bytes(content)
+    refused(path, "not a readable image")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / "1.png", "not a readable image")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".webp"])
+def test_a_truncated_image_is_refused_wherever_it_ends(tmp_path: Path, suffix: str) -> None:
+    path = save_image(tmp_path / f"1{suffix}", IMAGE)
+    whole = path.read_bytes()
+    # the last bytes hold checksums and end marks, no pixels: without them PNG is read, and right
+    for length in [*range(0, 60), *range(60, len(whole) - 32, 61), len(whole) - 32]:
+        path.write_bytes(whole[:length])
+        refused(path, "not a readable image")
+
+
+# Many -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    return [save_image(tmp_path / f"{number}.png", pixels) for number, pixels in enumerate(random_images(7))]
+
+
+class RecordingPool(ThreadPoolExecutor):
+    """Threads in place of processes; counts what it is handed."""
+
+    handed: list[Sequence[Path]]
+
+    def __init__(self, workers: int, mp_context: object):
+        super().__init__(workers)
+
+    def submit(self, function, paths):  # type: ignore[no-untyped-def, override]
+        self.handed.append(paths)
+        future: Future[Pixels] = super().submit(function, paths)
+        return future
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> type[RecordingPool]:
+    monkeypatch.setattr(decoding, "ProcessPoolExecutor", RecordingPool)
+    monkeypatch.setattr(decoding, "allowed_cores", lambda: 2)
+    RecordingPool.handed = []
+    return RecordingPool
+
+
+def no_process_stays() -> None:
+    for child in multiprocessing.active_children():
+        child.join(timeout=30)
+        assert not child.is_alive()
+
+
+def test_a_stream_is_decoded_by_processes_in_order_with_a_shorter_last_chunk(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "allowed_cores", lambda: 2)
+    chunks = list(decode_stream(files, 3))
+    assert [len(chunk) for chunk in chunks] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate(chunks), random_images(7))
+    no_process_stays()
+
+
+def test_a_failing_image_fails_the_stream_and_leaves_no_process(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "allowed_cores", lambda: 2)
+    files[4].write_bytes(b"")
+    with pytest.raises(InputError, match=f"^{re.escape(str(files[4]))}: not a readable image[^\n]*$"):
+        list(decode_stream(files, 3))
+    no_process_stays()
+
+
+def test_a_stream_left_early_leaves_no_process(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "allowed_cores", lambda: 1)
+    stream = decode_stream(files, 1)
+    next(stream)
+    stream.close()
+    no_process_stays()
+
+
+@pytest.mark.parametrize("size", [1, 2, 6])
+def test_a_streams_chunks_come_in_order_for_any_size(
+    files: list[Path], pool: type[RecordingPool], size: int
+) -> None:
+    chunks = list(decode_stream(files, size))
+    assert [len(chunk) for chunk in chunks] == [size] * (7 // size) + [7 % size] * (7 % size > 0)
+    np.testing.assert_array_equal(np.concatenate(chunks), random_images(7))
+
+
+def test_a_stream_decodes_a_few_chunks_ahead_and_no_more(files: list[Path], pool: type[RecordingPool]) -> None:
+    stream = decode_stream(files * 10, 1)
+    for taken in range(1, 60):
+        next(stream)
+        assert len(pool.handed) == taken + 4  # two for each core
+    stream.close()
+    assert len(pool.handed) == 63
+
+
+def test_one_chunk_starts_no_processes(files: list[Path], pool: type[RecordingPool]) -> None:
+    (chunk,) = decode_stream(files, 7)
+    assert len(chunk) == 7
+    assert pool.handed == []
+
+
+def test_a_stream_of_nothing_is_empty() -> None:
+    assert list(decode_stream([], 3)) == []
