@@ -29,13 +29,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from data.files import write_json
     from data.resident_loader import ResidentLoader
     from data.sampling import evaluation_batches
-    from training.config import Config
+    from training.config import recorded_config
     from training.figures import draw_confusion
     from training.inference import EVALUATION_BATCH, open_predictor
 
     predictor, about, weights = open_predictor(arguments.run, flip=arguments.tta == "flip")
-    config = Config(**about["config"])
+    config = recorded_config(about["config"], weights)
     prepared, ids = images_of(config, arguments.split, arguments.data_dir)
+    if arguments.split == "val" and prepared.digest != about["data"]:
+        raise InputError(
+            "--split val: these are not the images that the run held some out of; give its --data-dir"
+        )
     if list(prepared.classes) != about["classes"]:
         raise InputError(
             f"{weights}: trained on other classes than those of the images; give the right --data-dir"

@@ -25,6 +25,8 @@ def main() -> None:
 
 
 def submit(arguments: argparse.Namespace) -> None:
+    if arguments.out.is_dir():
+        raise InputError(f"--out {arguments.out}: is a folder; expected a file to write")
     images = numbered_images(arguments.images)
     check_against_sample(arguments.images, list(images))
     labels = predict(arguments.run, list(images.values()), flip=arguments.tta == "flip")

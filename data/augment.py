@@ -48,6 +48,7 @@ class BatchTransform:
         seed: the run's seed.
         device: where the batches are.
         dtype: of the result.
+        channels_last: memory format of the result.
     """
 
     def __init__(
@@ -58,21 +59,24 @@ class BatchTransform:
         seed: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        channels_last: bool = True,
     ):
         self.augmentation = augmentation or Augmentation()
         self.seed = seed
         self.dtype = dtype
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         deviation = torch.tensor(std, dtype=torch.float64)
         # pixel / 255 normalised, as one multiplication and one addition
         self.scale = (1 / (255 * deviation)).float().view(1, 3, 1, 1).to(device)
         self.offset = (-torch.tensor(mean, dtype=torch.float64) / deviation).float().view(1, 3, 1, 1).to(device)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(n, 3, h, w) uint8 -> the same shape in `dtype`, memory format kept."""
-        return torch.addcmul(self.offset, images.float(), self.scale).to(self.dtype)
+        """(n, 3, h, w) uint8 -> the same shape in `dtype`."""
+        floats = torch.addcmul(self.offset, images.float(), self.scale)
+        return floats.to(self.dtype, memory_format=self.memory_format)
 
     def augment(self, images: Tensor, ids: Tensor, epoch: int) -> Tensor:
-        """(n, 3, h, w) uint8 and their ids (n,) -> augmented and normalised, channels_last in memory."""
+        """(n, 3, h, w) uint8 and their ids (n,) -> augmented and normalised."""
         chosen = self.augmentation
         images = crop_and_flip(images, ids, chosen, self.seed, epoch)
         floats = self.normalize(images)

@@ -73,11 +73,11 @@ class FFCVLoader:
     def _own(self, tensor: Tensor) -> Tensor:
         """A copy on the device. FFCV's tensors lie in a ring of buffers that it soon overwrites.
 
-        On CUDA the copy is into pinned memory, which torch reuses only after the transfer has run.
+        Where there is CUDA the ring is pinned memory, and a transfer straight from it might run after FFCV has
+        overwritten it. torch's own pinned memory is kept until the transfer has run.
         """
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.clone()
+        own = tensor.clone()
+        return own.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else own
 
 
 def _leave_torch_threads_alone() -> None:

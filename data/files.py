@@ -16,10 +16,10 @@ def written_atomically(path: Path) -> Iterator[Path]:
     When the body raises, `path` keeps its former content and no temporary file stays behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
     try:
         yield temporary
-        with open(temporary, "rb") as handle:
+        with open(temporary, "rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
         sync_folder(path.parent)

@@ -5,7 +5,6 @@ that order; so both give the same stream by construction, and resuming in mid-ep
 """
 
 from collections.abc import Generator, Sequence
-from importlib.util import find_spec
 from typing import NamedTuple, Protocol
 
 import torch
@@ -47,14 +46,17 @@ def make_loader(choice: str, prepared: Prepared, device: torch.device, workers: 
     """
     from data.resident_loader import ResidentLoader
 
-    installed = find_spec("ffcv") is not None
-    if choice == "ffcv" and not installed:
-        raise InputError("--loader ffcv: ffcv is not installed; run make setup on Linux, or use --loader resident")
-    if choice == "resident" or not installed:
-        note = "ffcv is not installed: using the resident loader" if choice == "auto" else ""
-        return ResidentLoader(prepared, device), note
+    if choice == "resident":
+        return ResidentLoader(prepared, device), ""
     threads = torch.get_num_threads()
-    from data.ffcv_loader import FFCVLoader  # seconds to import, and on Linux only
-
-    torch.set_num_threads(threads)  # importing ffcv sets it to 1
+    try:
+        from data.ffcv_loader import FFCVLoader  # seconds to import, and on Linux only
+    except ImportError as error:
+        if choice == "ffcv":
+            raise InputError(
+                f"--loader ffcv: {error}; run make setup on Linux, or use --loader resident"
+            ) from error
+        return ResidentLoader(prepared, device), f"no ffcv ({error}): using the resident loader"
+    finally:
+        torch.set_num_threads(threads)  # importing ffcv sets it to 1
     return FFCVLoader(prepared, device, workers), ""

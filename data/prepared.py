@@ -76,16 +76,16 @@ def prepare(source: Source, cache_dir: Path) -> Prepared:
             meta = _whole(folder, None)
         if meta is None:
             raise OSError(f"{folder}: the cache just written does not match its digests; check the disk")
-    return Prepared(
-        folder=folder,
-        images=np.load(folder / "images.npy", mmap_mode="r"),
-        labels=np.load(folder / "labels.npy"),
-        train_count=meta["train_count"],
-        classes=tuple(meta["classes"]),
-        mean=tuple(meta["mean"]),
-        std=tuple(meta["std"]),
-        digest=meta["digest"],
-    )
+        return Prepared(
+            folder=folder,
+            images=np.load(folder / "images.npy", mmap_mode="r"),
+            labels=np.load(folder / "labels.npy"),
+            train_count=meta["train_count"],
+            classes=tuple(meta["classes"]),
+            mean=tuple(meta["mean"]),
+            std=tuple(meta["std"]),
+            digest=meta["digest"],
+        )
 
 
 def cache_lock(folder: Path) -> FileLock:
@@ -98,13 +98,19 @@ def _whole(folder: Path, signature: str | None) -> dict[str, Any] | None:
     """The cache's meta.json if its files have their digests, and belong to `signature` if one is given."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        if meta.pop("sha256") != _digest_of(meta):
+            return None
         if meta["format"] != _FORMAT or (signature is not None and meta["signature"] != signature):
             return None
         if any(sha256_of(folder / name) != digest for name, digest in meta["files"].items()):
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return meta
+
+
+def _digest_of(meta: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def _build(source: Source, signature: str, folder: Path) -> None:
@@ -129,7 +135,7 @@ def _build(source: Source, signature: str, folder: Path) -> None:
             "files": files,
             "digest": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
         }
-        write_json(temporary / "meta.json", meta)
+        write_json(temporary / "meta.json", meta | {"sha256": _digest_of(meta)})
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         sync_folder(folder.parent)

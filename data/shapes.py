@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from data.spec import IMAGE_SIZE
+
 Floats = npt.NDArray[np.float32]
 
-IMAGE_SIZE = 32
 TRAIN_COUNT = 5000
 TEST_COUNT = 1000
 

@@ -42,7 +42,6 @@ class Contents:
 class Source(Protocol):
     """A place with images. `key` names it: the same place has the same key on every start."""
 
-    layout: str
     key: str
 
     def signature(self) -> str:
@@ -52,9 +51,10 @@ class Source(Protocol):
         """List all images with their labels; InputError for what the user has to mend."""
 
 
-def natural_order(name: str) -> list[tuple[int, int | str]]:
-    """Sort key under which 2.png comes before 10.png."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r"(\d+)", name) if part]
+def natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
+    """Sort key under which 2.png comes before 10.png; 1.png and 01.png have an order, too."""
+    parts = [part for part in re.split(r"([0-9]+)", name) if part]
+    return [(0, int(part)) if part.isascii() and part.isdigit() else (1, part) for part in parts], name
 
 
 def numbered_images(folder: Path) -> dict[int, Path]:
@@ -108,11 +108,16 @@ def read_labels(path: Path) -> pd.Series:
         raise InputError(f"{path}: cannot be read as CSV: {' '.join(str(error).split())}") from error
     if list(table.columns) != ["id", "label"]:
         raise InputError(f"{path}: the header is {','.join(map(str, table.columns))}; expected id,label")
+    if not isinstance(table.index, pd.RangeIndex):
+        raise InputError(f"{path}: the rows have more fields than the header; expected id,label")
     wrong = ~table["id"].str.fullmatch(r"\d{1,18}")
     if wrong.any():
         row = int(wrong.idxmax())
         raise InputError(f"{path}, row {row + 2}: the id {table['id'][row]!r} is not a number")
     table["id"] = table["id"].astype("int64")
+    empty = table["label"].isna() | (table["label"] == "")
+    if empty.any():
+        raise InputError(f"{path}, row {int(empty.idxmax()) + 2}: no label")
     twice = table["id"].duplicated()
     if twice.any():
         row = int(twice.idxmax())
@@ -127,11 +132,9 @@ class KaggleFolder:
     labelled test set. Otherwise test/ is not read here: submit.py reads it.
     """
 
-    layout = "Kaggle's folder"
-
     def __init__(self, folder: Path, spec: DatasetSpec | None):
         self.folder, self.spec = folder, spec
-        self.key = f"kaggle:{folder.resolve()}"
+        self.key = f"kaggle:{spec.name if spec else 'folder'}:{folder.resolve()}"
         self.splits = [("train", folder / "trainLabels.csv")]
         if (folder / "testLabels.csv").is_file():
             self.splits.append(("test", folder / "testLabels.csv"))
@@ -175,22 +178,19 @@ def _known(classes: tuple[str, ...]) -> str:
 class ClassFolders:
     """train/<class>/<image> and, if present, test/<class>/<image>; or one level, <class>/<image>."""
 
-    layout = "class folders"
-
     def __init__(self, folder: Path, spec: DatasetSpec | None):
         self.folder, self.spec = folder, spec
-        self.key = f"folders:{folder.resolve()}"
+        self.key = f"folders:{spec.name if spec else 'folder'}:{folder.resolve()}"
         self.train: Path = folder
         self.test: Path | None = None
-        if (folder / "train").is_dir():
+        if _class_folders(folder / "train"):
             self.train, self.test = folder / "train", folder / "test"
 
     @staticmethod
     def recognises(folder: Path) -> bool:
-        """Images right in train/ or test/ are no class folders: there, a table of labels is missing."""
-        if (folder / "train").is_dir() or (folder / "test").is_dir():
-            return bool(_class_folders(folder / "train"))
-        return bool(_class_folders(folder))
+        """Images in train/ and test/ alone are no classes: there, a table of labels is missing."""
+        names = {sub.name for sub in _class_folders(folder)}
+        return bool(_class_folders(folder / "train") or names - {"train", "test"})
 
     def signature(self) -> str:
         parts = []
@@ -235,13 +235,12 @@ class TorchvisionArchive:
     torchvision checks the archive and its files against known checksums before it reads them.
     """
 
-    layout = "torchvision's archive"
     _batches = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
     _archives = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
 
     def __init__(self, folder: Path, spec: DatasetSpec):
         self.folder, self.spec = folder, spec
-        self.key = f"torchvision:{folder.resolve()}"
+        self.key = f"torchvision:{spec.name}:{folder.resolve()}"
 
     @classmethod
     def recognises(cls, folder: Path, spec: DatasetSpec) -> bool:
@@ -274,7 +273,6 @@ class TorchvisionArchive:
 class BuiltInShapes:
     """The drawn shapes of data/shapes.py, generated from the fixed seed 0: no files."""
 
-    layout = "built-in shapes"
     key = "shapes"
 
     def signature(self) -> str:

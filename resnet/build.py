@@ -36,9 +36,24 @@ def build_model(name: str, num_classes: int, stem: str = "cifar", init: str = "d
     for field, value, default in (("stem", stem, "cifar"), ("init", init, "default")):
         if value != default:
             raise ValueError(f"{field} {value!r} does not apply to {name}: leave it at {default!r}")
-    build = models.resnet18 if name == "torchvision-resnet18" else models.vgg16
-    network: nn.Module = build(weights=None, num_classes=num_classes)
+    if name == "torchvision-resnet18":
+        network: nn.Module = models.resnet18(weights=None, num_classes=num_classes)
+    else:
+        network = models.vgg16(weights=None, num_classes=num_classes)
+        network.avgpool = RepeatOrPool7x7()
     return network
+
+
+class RepeatOrPool7x7(nn.Module):
+    """VGG's AdaptiveAvgPool2d((7, 7)), which CUDA cannot differentiate deterministically.
+
+    A 1x1 map, what a 32x32 image leaves, is repeated, which gives the same.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-2:] == (1, 1):
+            return x.expand(-1, -1, 7, 7)
+        return nn.functional.adaptive_avg_pool2d(x, (7, 7))
 
 
 def load_pretrained(model: nn.Module, path: str | PathLike[str]) -> None:

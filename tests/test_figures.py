@@ -19,7 +19,7 @@ def test_curves_show_the_epochs_of_training_and_validation(drawn, tmp_path):
     for epoch in (1, 2, 3):
         row = {"kind": "epoch", "epoch": epoch, "lr": 0.1 / epoch, "train_loss": 1 / epoch, "train_accuracy": 0.2}
         rows.append(row | {"val_loss": 2 / epoch, "val_accuracy": 0.1 * epoch})
-    figures.draw_curves(rows, "a run", tmp_path / "curves.png")
+    figures.draw_curves(rows, "a run", "validation", tmp_path / "curves.png")
     loss, accuracy, lr = drawn[0].axes
     assert [line.get_ydata().tolist() for line in loss.lines] == [[1, 1 / 2, 1 / 3], [2, 1, 2 / 3]]
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "validation"]
@@ -29,7 +29,7 @@ def test_curves_show_the_epochs_of_training_and_validation(drawn, tmp_path):
 
 def test_curves_without_validation(drawn, tmp_path):
     row = {"kind": "epoch", "epoch": 1, "lr": 0.1, "train_loss": 1.0, "train_accuracy": 0.2}
-    figures.draw_curves([row], "a run", tmp_path / "curves.png")
+    figures.draw_curves([row], "a run", "validation", tmp_path / "curves.png")
     assert len(drawn[0].axes[0].lines) == 1
 
 

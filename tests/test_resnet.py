@@ -100,6 +100,28 @@ def test_vgg16_classifies_small_images() -> None:
         assert model(torch.randn(2, 3, 32, 32)).shape == (2, 7)
 
 
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 2), (2, 3), (14, 14)])
+def test_vgg16_pools_as_torchvisions(height: int, width: int) -> None:
+    with torch.device("meta"):
+        ours, theirs = build_model("vgg16", 10).get_submodule("avgpool"), models.vgg16().avgpool
+    ours_in = torch.randn(2, 5, height, width, requires_grad=True)
+    theirs_in = ours_in.detach().clone().requires_grad_()
+    maps, expected = ours(ours_in), theirs(theirs_in)
+    torch.testing.assert_close(maps, expected)
+    slopes = torch.randn(2, 5, 7, 7)
+    torch.autograd.backward([maps, expected], [slopes, slopes])
+    torch.testing.assert_close(ours_in.grad, theirs_in.grad)
+
+
+def test_vgg16_has_a_deterministic_gradient_for_small_images() -> None:
+    """CUDA's adaptive pooling has none: what a 32x32 image leaves must not pass through it."""
+    with torch.device("meta"):
+        model = build_model("vgg16", 10)
+        maps = model.get_submodule("avgpool")(model.get_submodule("features")(torch.empty(2, 3, 32, 32)))
+    assert maps.shape == (2, 512, 7, 7)
+    assert maps.grad_fn.name().startswith("ExpandBackward")
+
+
 @pytest.mark.parametrize("stem", STEMS)
 def test_channels_last_gives_the_same_logits(stem: str) -> None:
     model = build_model("resnet18", 10, stem, "kaiming").eval()

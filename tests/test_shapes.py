@@ -21,12 +21,16 @@ def rows(path):
 
 def test_the_same_seed_gives_the_same_images_and_another_seed_others():
     images, labels = shapes.generate(3, 200, "train")
-    assert images.shape == (200, 32, 32, 3) and images.dtype == np.uint8
-    assert labels.shape == (200,) and labels.dtype == np.int64
+    assert images.shape == (200, 32, 32, 3)
+    assert images.dtype == np.uint8
+    assert labels.shape == (200,)
+    assert labels.dtype == np.int64
     again, same_labels = shapes.generate(3, 200, "train")
-    assert np.array_equal(images, again) and np.array_equal(labels, same_labels)
+    assert np.array_equal(images, again)
+    assert np.array_equal(labels, same_labels)
     others, other_labels = shapes.generate(4, 200, "train")
-    assert (images != others).any(axis=(1, 2, 3)).all() and not np.array_equal(labels, other_labels)
+    assert (images != others).any(axis=(1, 2, 3)).all()
+    assert not np.array_equal(labels, other_labels)
 
 
 def test_train_and_test_share_no_image():
@@ -43,14 +47,17 @@ def test_an_unknown_split_is_refused():
 def test_classes_are_balanced_and_in_random_order(count):
     labels = shapes.generate(0, count, "train")[1]
     counts = np.bincount(labels, minlength=10)
-    assert len(counts) == 10 and counts.sum() == count and counts.max() - counts.min() <= 1
+    assert len(counts) == 10
+    assert counts.sum() == count
+    assert counts.max() - counts.min() <= 1
     if count > 100:
         assert np.mean(labels == np.arange(count) % 10) < 0.2
         assert np.mean(np.diff(labels) == 0) < 0.2
 
 
 def test_ten_classes_in_alphabetical_order():
-    assert len(shapes.CLASSES) == 10 and list(shapes.CLASSES) == sorted(set(shapes.CLASSES))
+    assert len(shapes.CLASSES) == 10
+    assert list(shapes.CLASSES) == sorted(set(shapes.CLASSES))
 
 
 @pytest.mark.parametrize("name", shapes.CLASSES)
@@ -73,13 +80,13 @@ def test_every_label_names_the_shape_in_its_image(monkeypatch):
     monkeypatch.setattr(shapes, "_RADIUS_PIXELS", (12.0, 12.0))
     images, labels = shapes.generate(0, 300, "train")
     areas = images.mean(axis=3).sum(axis=(1, 2)) / 255 / 12**2
-    # By geometry: discs, rings and polygons; the star's factor is 5 sin(36) sin(18) / sin(126).
+    # By geometry; between its points the star's outline is cos(66) / cos(66 - 36) from the centre.
     expected = {
         "circle": np.pi * 0.9**2,
         "cross": 4 * 0.27 * (2 * 0.95 - 0.27),
         "ring": np.pi * (0.97**2 - 0.53**2),
         "square": 1.4**2,
-        "star": 5 * np.sin(np.radians(36)) * np.sin(np.radians(18)) / np.sin(np.radians(126)),
+        "star": 5 * np.sin(np.radians(36)) * np.cos(np.radians(66)) / np.cos(np.radians(30)),
         "triangle": 0.75 * 3**0.5,
     }
     for name, area in expected.items():
@@ -113,9 +120,11 @@ def test_files_hold_the_generated_images(tmp_path: Path, monkeypatch: pytest.Mon
         assert len(list((folder / split).iterdir())) == count
         for number, image in enumerate(images, start=1):
             with Image.open(folder / split / f"{number}.png") as file:
-                assert file.mode == "RGB" and np.array_equal(np.asarray(file), image)
+                assert file.mode == "RGB"
+                assert np.array_equal(np.asarray(file), image)
     sample = rows(folder / "sampleSubmission.csv")
-    assert sample[0] == ["id", "label"] and [row[0] for row in sample[1:]] == ["1", "2", "3", "4"]
+    assert sample[0] == ["id", "label"]
+    assert [row[0] for row in sample[1:]] == ["1", "2", "3", "4"]
     assert {row[1] for row in sample[1:]} <= set(shapes.CLASSES)
 
 
@@ -133,4 +142,5 @@ def test_without_torch_and_with_defaults_of_the_data_set():
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert "FOLDER" in done.stdout.upper() and "--train-count" in done.stdout
+    assert "FOLDER" in done.stdout.upper()
+    assert "--train-count" in done.stdout

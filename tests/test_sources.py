@@ -186,14 +186,19 @@ def test_labels_that_look_like_missing_values_are_names(tmp_path: Path) -> None:
         ("id,label\n1,cat\n,dog\n", "row 3: the id '' is not a number"),
         ("id,label\n1,cat\n99999999999999999999,dog\n", "row 3"),
         ("id,label\n1,cat\n2,dog\n01,dog\n", "row 4: the id 1 occurs twice"),
-        ("id,label\n1,cat\n2,\n", "row 3"),
-        ("id,label\n1,cat\n2\n", "row 3"),
     ],
 )
 def test_a_mistake_in_the_labels_is_named_with_its_file_and_row(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "trainLabels.csv"
     path.write_text(text)
     refused(lambda: read_labels(path), path, reason)
+
+
+@pytest.mark.parametrize("last_row", ["2,", "2"])
+def test_an_empty_label_is_no_class(tmp_path: Path, last_row: str) -> None:
+    write_kaggle(tmp_path, ["cat", "dog"])
+    (tmp_path / "trainLabels.csv").write_text(f"id,label\n1,cat\n{last_row}\n")
+    refused(kaggle(tmp_path).load, tmp_path / "trainLabels.csv", "row 3")
 
 
 def test_labels_that_are_not_text_are_refused(tmp_path: Path) -> None:

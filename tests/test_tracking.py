@@ -45,7 +45,7 @@ def test_wandb_records_offline_without_a_key_and_says_how_to_upload(tmp_path):
     tracking = Tracking(Config(name="mine"), tmp_path, said.append)
     tracking.log(ROW)
     tracking.finish()
-    assert said == [f"W&B has no key and records offline; to upload: wandb sync {tmp_path}/wandb/offline-*"]
+    assert said == [f"W&B records offline; to upload: wandb sync {tmp_path}/wandb/offline-*"]
     records = list(wandb_records(tmp_path))
     (row,) = logged(records)
     assert {name: row[name] for name in ("epoch", "step", "lr", "val_accuracy")} == {

@@ -5,6 +5,7 @@ A checkpoint is whole or absent: it is written under a temporary name beside its
 
 import hashlib
 import json
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -25,6 +26,8 @@ KEPT_CHECKPOINTS = 2
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write folder/step-<step>.pt with its digest beside it, then remove all but the newest two."""
     path = folder / f"step-{step:08d}.pt"
+    for remnant in folder.glob(".step-*.tmp"):  # of a process that was killed
+        remnant.unlink()
     with written_atomically(path) as temporary:
         torch.save(state, temporary)
         # The digest first: a checkpoint that stands under its final name then always has one.
@@ -50,9 +53,9 @@ def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
             if recorded == sha256_of(path):
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
                 return state
-        except (OSError, IndexError, UnicodeDecodeError):
+        except (OSError, IndexError, UnicodeDecodeError, RuntimeError, pickle.UnpicklingError):
             pass
-        print(f"warning: {path} is damaged (its SHA-256 differs); trying an older checkpoint", file=sys.stderr)
+        print(f"warning: {path} is damaged; trying an older checkpoint", file=sys.stderr)
     if found:
         raise InputError(f"{folder}: no checkpoint is whole; remove the run's folder to start it again")
     return None

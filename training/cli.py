@@ -28,6 +28,11 @@ def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
             where = f" (rank {rank})" if rank else ""
             print(f"error{where}: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+    except OSError as error:  # a full disk, a folder without write permission
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"error: {error.filename or 'writing failed'}: {error.strerror}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 class OneLineParser(argparse.ArgumentParser):

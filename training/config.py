@@ -6,15 +6,15 @@ Nothing here imports torch, so that --help and a mistaken flag answer at once.
 import math
 import re
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-import yaml
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from data.errors import InputError
+from data.spec import IMAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,12 @@ class Config:
             raise InputError(
                 f"--shift {self.shift}: give --crop-padding 0 with it; a shift takes the crop's place"
             )
+        if 0 < self.shift < 1 / IMAGE_SIZE:
+            raise InputError(
+                f"--shift {self.shift}: less than one pixel; expected 0, or at least {1 / IMAGE_SIZE}"
+            )
+        if self.dataset == "shapes" and self.data_dir:
+            raise InputError(f"--data-dir {self.data_dir}: the shapes are built in; leave it away, or use folder")
         if self.nesterov and not self.momentum:
             raise InputError("--nesterov true: expected --momentum above 0 with it")
         if not set(self.name) <= _NAME_CHARACTERS or self.name.startswith("."):
@@ -149,9 +155,6 @@ class Config:
     def result_fields(self) -> dict[str, Any]:
         """The fields that change what is computed: a resumed run must agree in them."""
         return {name: value for name, value in asdict(self).items() if name not in _WITHOUT_EFFECT_ON_RESULTS}
-
-    def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(asdict(self), sort_keys=False), encoding="utf-8")
 
 
 _SMALLEST = sys.float_info.min
@@ -211,7 +214,7 @@ def parse_config(arguments: list[str]) -> Config:
     parser = make_parser()
     try:
         values = parser.parse_args(arguments).as_dict()
-    except ArgumentError as error:
+    except (ArgumentError, UnicodeDecodeError) as error:
         raise InputError(f"{_faulty_recipe(parser, arguments)}{_one_line(error)}; see train.py --help") from error
     recipes = values.pop("recipe") or []
     return Config(**values, recipe=Path(str(recipes[-1])).stem if recipes else "")
@@ -224,7 +227,7 @@ def _faulty_recipe(parser: ArgumentParser, arguments: list[str]) -> str:
     for recipe in joined + apart:
         try:
             parser.parse_args(["--recipe", recipe])
-        except ArgumentError:
+        except (ArgumentError, UnicodeDecodeError):
             return f"{recipe}: "
     return ""
 
@@ -235,17 +238,9 @@ def _one_line(error: Exception) -> str:
     return re.sub(r'^Parser key "(\w+)":', lambda match: f"{flag(match[1])}:", text)
 
 
-def load_config(path: Path) -> Config:
-    """The config that a run recorded.
-
-    Raises:
-        InputError: the file cannot be read or is not such a config.
-    """
+def recorded_config(values: dict[str, Any], where: Path) -> Config:
+    """The config that a run recorded in `where`; InputError if this version does not know its fields."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        known = {option.name for option in fields(Config)}
-        if not isinstance(values, dict) or not set(values) <= known:
-            raise InputError(f"{path}: not the config of a run")
         return Config(**values)
-    except (OSError, TypeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as a run's config ({' '.join(str(error).split())})") from error
+    except TypeError as error:
+        raise InputError(f"{where}: recorded by another version of train.py ({error})") from error

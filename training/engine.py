@@ -60,7 +60,7 @@ def make_transform(config: Config, prepared: Prepared, device: torch.device, pre
     else:
         augmentation = Augmentation(config.crop_padding, config.crop_mode, config.flip, config.cutout)
     mean, std = pixel_statistics(config, prepared)
-    return BatchTransform(mean, std, augmentation, config.seed, device, DTYPES[precision])
+    return BatchTransform(mean, std, augmentation, config.seed, device, DTYPES[precision], config.channels_last)
 
 
 def pixel_statistics(config: Config, prepared: Prepared) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -73,7 +73,7 @@ class Progress:
     """What a run has come to, besides its weights.
 
     step: optimizer steps done. best_epoch counts from 1; 0: no epoch was evaluated yet.
-    seconds: of the whole run; train_seconds: of its training steps alone.
+    seconds: of the whole run; train_seconds: between the first and the last step of its epochs.
     """
 
     step: int = 0
@@ -114,7 +114,7 @@ class Trainer:
         model = model.to(accelerator.device)
         optimizer = make_optimizer(config, model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
-        self.network: nn.Module = accelerator.unwrap_model(self.model)
+        self.network: nn.Module = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         precision = accelerator.mixed_precision
         self.transform = make_transform(config, prepared, accelerator.device, precision)
         self.predictor = Predictor(self.network, self.transform, accelerator.device, precision)
@@ -122,6 +122,7 @@ class Trainer:
         self.images_per_second = 0.0  # of the last epoch's training steps, all processes
         self.progress = Progress()
         self._last_tick = time.perf_counter()
+        self._training_since: float | None = None
         self._settle_gradient_buckets()
         # What must be the same for a resumed run to be the same run.
         self.identity = {
@@ -154,6 +155,8 @@ class Trainer:
                 f"--batch-size {config.batch_size} does not divide by {processes} processes x "
                 f"--accumulation {config.accumulation}; choose a multiple of {processes * config.accumulation}"
             )
+        if config.batch_size == processes * config.accumulation:
+            raise InputError(f"--batch-size {config.batch_size} leaves one image at a time, too few for BatchNorm")
         if not self.steps_per_epoch:
             raise InputError(
                 f"--batch-size {config.batch_size} is more than the {len(self.train_ids)} training images"
@@ -194,7 +197,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         batches = epoch_batches(self.train_ids, config.batch_size, config.seed, epoch)[done:]
         share = micro_batches(batches, accelerator.process_index, accelerator.num_processes, config.accumulation)
-        started = time.perf_counter()
+        started = self._training_since = time.perf_counter()
         with closing(self.loader.read(list(share.flatten(0, 1)))) as reader:
             for _ in range(len(share)):
                 if self.has_dropout:
@@ -202,9 +205,16 @@ class Trainer:
                 self.train_step([next(reader) for _ in range(config.accumulation)], epoch)
                 yield
         self.metrics.read()  # waits for the device
-        elapsed_s = time.perf_counter() - started
-        self.progress.train_seconds += elapsed_s
-        self.images_per_second = len(share) * config.batch_size / elapsed_s
+        self.images_per_second = len(share) * config.batch_size / (time.perf_counter() - started)
+        self._count_training_time()
+        self._training_since = None
+
+    def _count_training_time(self) -> None:
+        """Add what of the current epoch is not yet counted to train_seconds."""
+        if self._training_since is not None:
+            now = time.perf_counter()
+            self.progress.train_seconds += now - self._training_since
+            self._training_since = now
 
     def _seed_dropout(self) -> None:
         """Dropout draws from torch's generator: make that, too, a function of position."""
@@ -219,12 +229,15 @@ class Trainer:
         """
         metrics, step = self.metrics.read(), self.progress.step
         if not math.isfinite(metrics["train_loss"]):
-            raise RunError(
-                f"the loss is {metrics['train_loss']} by step {step}; the last checkpoint before it is kept; "
-                f"a smaller --lr (now {self.config.lr}), a longer --warmup or --precision no may help"
-            )
+            raise RunError(self._not_finite(f"the loss is {metrics['train_loss']}"))
         row: dict[str, Any] = {"kind": kind, "epoch": -(-step // self.steps_per_epoch), "step": step}
-        return row | {"lr": self.lr(step - 1)} | metrics
+        return row | {"lr": self.optimizer.param_groups[0]["lr"]} | metrics
+
+    def _not_finite(self, what: str) -> str:
+        return (
+            f"{what} by step {self.progress.step}; the last checkpoint before it is kept; a smaller --lr (now "
+            f"{self.config.lr}), a longer --warmup or --precision no may help"
+        )
 
     def tick(self) -> float:
         """Add the time since the last call to the run's seconds, and return those."""
@@ -241,12 +254,18 @@ class Trainer:
         share = evaluation_batches(
             self.val_ids, EVALUATION_BATCH, self.accelerator.process_index, self.accelerator.num_processes
         )
-        return self.predictor.evaluate(self.loader.read(share), self.num_classes)
+        result = self.predictor.evaluate(self.loader.read(share), self.num_classes)
+        if not math.isfinite(result["loss"]):
+            raise RunError(self._not_finite(f"the validation loss is {result['loss']}"))
+        return result
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; to be called by every process."""
         self.training_row("state")  # a state whose loss is not finite is of no use
+        if not all(bool(parameter.isfinite().all()) for parameter in self.network.parameters()):
+            raise RunError(self._not_finite("a weight is not finite"))
         self.tick()
+        self._count_training_time()
         scaler = self.accelerator.scaler
         return {
             "identity": self.identity,
@@ -263,13 +282,16 @@ class Trainer:
         Raises:
             InputError: the state belongs to another config; the message names the fields.
         """
-        shared = [state]
+        shared = [self.identity, state]
         broadcast_object_list(shared)
-        if (found := shared[0]) is None:
+        first, found = shared
+        if changes := _differences(first, self.identity):
+            raise InputError(
+                f"this process differs from the first one ({changes}); give all the same flags and images"
+            )
+        if found is None:
             return
-        then, now = found["identity"], self.identity
-        if names := sorted(name for name in {*then, *now} if then.get(name) != now.get(name)):
-            changes = ", ".join(f"{flag(name)} {then.get(name)} -> {now.get(name)}" for name in names)
+        if changes := _differences(found["identity"], self.identity):
             raise InputError(f"the run was started otherwise ({changes}); use its values, or another --name")
         self.network.load_state_dict(found["model"])
         self.optimizer.load_state_dict(found["optimizer"])
@@ -277,3 +299,10 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(found["scaler"])
         self.metrics.restore(found["metrics"].to(self.accelerator.device))
         self.progress = Progress(**found["progress"])
+
+
+def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
+    """The entries that differ, as `--flag former -> present`."""
+    names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+    shown = {name: name if name in ("processes", "data") else flag(name) for name in names}
+    return ", ".join(f"{shown[name]} {then.get(name)} -> {now.get(name)}" for name in names)

@@ -16,14 +16,17 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def draw_curves(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
-    """Loss, accuracy and learning rate by epoch, from the rows of metrics.jsonl."""
+def draw_curves(rows: Sequence[dict[str, Any]], title: str, held_out: str, path: Path) -> None:
+    """Loss, accuracy and learning rate by epoch, from the rows of metrics.jsonl.
+
+    held_out: what the images that were not trained on are called.
+    """
     rows = [row for row in rows if row["kind"] == "epoch"]
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     panels = figure.subplots(1, 3)
     for axes, quantity in zip(panels, ("loss", "accuracy", "lr"), strict=True):
-        lines = {"train": f"train_{quantity}", "validation": f"val_{quantity}"} if quantity != "lr" else {"": "lr"}
+        lines = {"train": f"train_{quantity}", held_out: f"val_{quantity}"} if quantity != "lr" else {"": "lr"}
         for label, key in lines.items():
             values = [row.get(key) for row in rows]
             if any(value is not None for value in values):

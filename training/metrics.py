@@ -45,7 +45,7 @@ class EvaluationMetrics:
     """Loss, top-1, top-5, macro F1 and the confusion matrix."""
 
     def __init__(self, num_classes: int, device: torch.device):
-        self.loss = SumMetric().set_dtype(torch.float64).to(device)
+        self.loss = SumMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
         self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
         self.top5 = MulticlassAccuracy(
             num_classes, top_k=min(5, num_classes), average="micro", validate_args=False

@@ -67,7 +67,9 @@ class Recorder(NullRecorder):
         """Record the config, and take up metrics.jsonl where the trainer stands."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with written_atomically(self.folder / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(asdict(self.config), sort_keys=False), encoding="utf-8")
+            values = asdict(self.config)
+            del values["recipe"]  # so that the file is a recipe itself
+            temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
         self.tracking = Tracking(self.config, self.folder, self.say)
         self.tracking.file.keep_until(trainer.progress.step)
         config, accelerator = self.config, self.accelerator
@@ -112,6 +114,7 @@ class Recorder(NullRecorder):
         mean, std = pixel_statistics(self.config, self.prepared)
         recorded = {
             "config": asdict(self.config),
+            "data": self.prepared.digest,
             "classes": self.prepared.classes,
             "mean": mean,
             "std": std,
@@ -123,7 +126,8 @@ class Recorder(NullRecorder):
         from training.figures import draw_curves
 
         assert self.tracking is not None
-        draw_curves(self.tracking.file.rows(), self.folder.name, self.folder / "curves.png")
+        held_out = "test" if self.config.split == "test" else "validation"
+        draw_curves(self.tracking.file.rows(), self.folder.name, held_out, self.folder / "curves.png")
         summary = summarize(self.config, self.accelerator, trainer)
         write_json(self.folder / "summary.json", summary)
         reached = summary["val_accuracy"]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from requests.utils import get_netrc_auth
 
 from data.files import written_atomically
 from training.config import Config
@@ -92,14 +93,14 @@ class Tracking:
             id_file.write_text(uuid.uuid4().hex[:8], encoding="ascii")
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
         if mode == "offline":
-            self.say(f"W&B has no key and records offline; to upload: wandb sync {folder}/wandb/offline-*")
+            self.say(f"W&B records offline; to upload: wandb sync {folder}/wandb/offline-*")
         return {
             "id": id_file.read_text(encoding="ascii"),
             "name": folder.name,
             "dir": str(folder),
             "mode": mode,
             "resume": "allow",
-            "settings": wandb.Settings(silent=True, console="off", init_timeout=30),
+            "settings": wandb.Settings(silent=True, console="off", init_timeout=30, finish_timeout=60),
         }
 
     def _guard(self, action: Callable[[], object]) -> None:
@@ -112,6 +113,5 @@ class Tracking:
 
 
 def _has_wandb_key() -> bool:
-    import wandb
-
-    return bool(os.environ.get("WANDB_API_KEY")) or wandb.login(prompt=False, verify=False)
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
