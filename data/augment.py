@@ -81,7 +81,7 @@ class BatchTransform:
         images = crop_and_flip(images, ids, chosen, self.seed, epoch)
         floats = self.normalize(images)
         if chosen.cutout:
-            floats = cutout(floats, ids, chosen.cutout, self.seed, epoch)
+            cutout_(floats, ids, chosen.cutout, self.seed, epoch)
         return floats
 
 
@@ -127,8 +127,8 @@ def _inside(position: Tensor, size: int, mode: str) -> Tensor:
     return position.clamp(0, size - 1)
 
 
-def cutout(images: Tensor, ids: Tensor, size: int, seed: int, epoch: int) -> Tensor:
-    """Set a square of `size` pixels to 0, the mean colour of normalised images; parts outside are cut off.
+def cutout_(images: Tensor, ids: Tensor, size: int, seed: int, epoch: int) -> Tensor:
+    """Set, in place, a square of `size` pixels to 0, the mean colour; what lies outside the image is cut off.
 
     Args:
         images: (n, c, h, w), normalised.
@@ -143,4 +143,4 @@ def cutout(images: Tensor, ids: Tensor, size: int, seed: int, epoch: int) -> Ten
     in_rows = (y >= top) & (y < top + size)
     in_columns = (x >= left) & (x < left + size)
     hidden = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-    return images.masked_fill(hidden, 0)
+    return images.masked_fill_(hidden, 0)  # in place: masked_fill would not keep the memory format

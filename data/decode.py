@@ -32,8 +32,11 @@ def decode(path: Path) -> npt.NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in _MODES or getattr(image, "n_frames", 1) > 1:
-                raise InputError(f"{path}: mode {image.mode} or several frames; save it as an 8-bit RGB image")
+            raw_modes = {str(tile[3]) for tile in image.tile}  # RGB;16B and such where Pillow would drop bits
+            if image.mode not in _MODES or any(";16" in mode for mode in raw_modes):
+                raise InputError(f"{path}: mode {image.mode}, {raw_modes}; save it as an 8-bit RGB image")
+            if getattr(image, "n_frames", 1) > 1:
+                raise InputError(f"{path}: has several frames; save it as one 8-bit RGB image")
             if image.size != (IMAGE_SIZE, IMAGE_SIZE):
                 width, height = image.size
                 raise InputError(f"{path}: {width}x{height} pixels; expected {IMAGE_SIZE}x{IMAGE_SIZE}")

@@ -107,7 +107,8 @@ def read_labels(path: Path) -> pd.Series:
     except (ValueError, OSError) as error:
         raise InputError(f"{path}: cannot be read as CSV: {' '.join(str(error).split())}") from error
     if list(table.columns) != ["id", "label"]:
-        raise InputError(f"{path}: the header is {','.join(map(str, table.columns))}; expected id,label")
+        header = " ".join(",".join(map(str, table.columns)).split())
+        raise InputError(f"{path}: the header is {header}; expected id,label")
     if not isinstance(table.index, pd.RangeIndex):
         raise InputError(f"{path}: the rows have more fields than the header; expected id,label")
     wrong = ~table["id"].str.fullmatch(r"\d{1,18}")
@@ -163,7 +164,7 @@ class KaggleFolder:
         missing = sorted(set(table.index) - images.keys())
         if missing:
             raise InputError(f"{path}: id {missing[0]} has no image in {self.folder / name}")
-        codes = pd.Categorical(table, categories=classes).codes.astype(np.int64)
+        codes = pd.Index(classes).get_indexer(pd.Index(table)).astype(np.int64)  # -1: unknown
         if (codes < 0).any():
             row = int((codes < 0).argmax())
             raise InputError(f"{path}, row {row + 2}: unknown class {table.iloc[row]!r}; {_known(classes)}")

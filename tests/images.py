@@ -150,8 +150,6 @@ def serve(monkeypatch: pytest.MonkeyPatch, content: bytes | Exception) -> list[s
 class PixelSource:
     """Images in memory as a source; `signature` may be set to pass for a changed one."""
 
-    layout = "memory"
-
     def __init__(self, train: Split, test: Split, classes: tuple[str, ...] = tuple("abc"), key: str = "memory"):
         self.train, self.test, self.classes, self.key = train, test, classes, key
         self.version = "1"

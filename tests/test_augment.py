@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.functional import normalize
 
-from data.augment import Augmentation, BatchTransform, crop_and_flip, cutout
+from data.augment import Augmentation, BatchTransform, crop_and_flip, cutout_
 from data.keyed import random_bits
 from data.spec import CIFAR10
 from tests.images import random_images
@@ -77,7 +78,7 @@ def to_images(batch: Tensor) -> np.ndarray:
     return batch.permute(0, 2, 3, 1).numpy()
 
 
-def transform(augmentation: Augmentation | None = None, seed: int = 0, **options: torch.dtype) -> BatchTransform:
+def transform(augmentation: Augmentation | None = None, seed: int = 0, **options: Any) -> BatchTransform:
     return BatchTransform(CIFAR10.mean, CIFAR10.std, augmentation, seed, **options)
 
 
@@ -172,7 +173,7 @@ def test_shifting_keeps_flip_and_cutout() -> None:
 def test_cutout_hides_the_pixels_that_the_reference_hides(
     ids: list[int], size: tuple[int, int], side: int, epoch: int
 ) -> None:
-    result = cutout(torch.ones(len(ids), 3, *size), torch.tensor(ids), side, 5, epoch)
+    result = cutout_(torch.ones(len(ids), 3, *size), torch.tensor(ids), side, 5, epoch)
     for number, found in zip(ids, result.numpy(), strict=True):
         hidden = hidden_one(*size, side, number, 5, epoch)
         np.testing.assert_array_equal(found, np.broadcast_to(~hidden, found.shape))
@@ -180,7 +181,7 @@ def test_cutout_hides_the_pixels_that_the_reference_hides(
 
 def test_cutouts_centre_lies_anywhere_and_the_square_is_cut_off_at_the_borders() -> None:
     ids = torch.arange(5000)
-    hidden = cutout(torch.ones(5000, 1, 16, 16), ids, 8, 0, 0)[:, 0] == 0
+    hidden = cutout_(torch.ones(5000, 1, 16, 16), ids, 8, 0, 0)[:, 0] == 0
     assert hidden.any(dim=0).all()
     sizes = {(int(one.any(1).sum()), int(one.any(0).sum())) for one in hidden}
     # from a quarter of the square in a corner to the whole of it
@@ -252,16 +253,14 @@ def test_augmenting_leaves_its_input_alone() -> None:
     assert torch.equal(images, before)
 
 
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels last", "contiguous"])
 @pytest.mark.parametrize("chosen", [Augmentation(), Augmentation(flip=True), Augmentation(cutout=8), ALL], ids=str)
-def test_batches_stay_channels_last(chosen: Augmentation) -> None:
-    result = transform(chosen).augment(to_batch(random_images(4)), torch.arange(4), epoch=0)
-    assert result.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_cropped_batches_become_channels_last() -> None:
-    images = to_batch(random_images(4)).contiguous()
-    result = transform(ALL).augment(images, torch.arange(4), epoch=0)
-    assert result.is_contiguous(memory_format=torch.channels_last)
+def test_batches_have_the_memory_format_asked_for(chosen: Augmentation, channels_last: bool) -> None:
+    wanted = torch.channels_last if channels_last else torch.contiguous_format
+    options = transform(chosen, channels_last=channels_last)
+    for images in (to_batch(random_images(4)), to_batch(random_images(4)).contiguous()):
+        assert options.augment(images, torch.arange(4), epoch=0).is_contiguous(memory_format=wanted)
+        assert options.normalize(images).is_contiguous(memory_format=wanted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

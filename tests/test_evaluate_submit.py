@@ -21,7 +21,7 @@ def run(tiny_run, tmp_path):
 
 def test_evaluation_of_the_test_set(run, images):
     done = run_script("evaluate.py", run)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")  # no progress bar where there is no terminal
     report = json.loads((run / "evaluation.json").read_text())
     assert (report["split"], report["count"], report["tta"]) == ("test", 41, "none")
     assert {"loss", "accuracy", "top5", "macro_f1", "per_class"} <= set(report)
@@ -37,6 +37,17 @@ def test_validation_split_is_the_one_of_training(run, tiny_run):
     assert run_script("evaluate.py", run, "--split", "val").returncode == 0
     report = json.loads((run / "evaluation.json").read_text())
     assert report["accuracy"] == json.loads((tiny_run / "summary.json").read_text())["val_accuracy"]
+
+
+def test_validation_images_of_other_data_are_refused(run, images, tmp_path):
+    """The split of other images could put images that were trained on into validation."""
+    shutil.copytree(images, tmp_path / "more")
+    table = (tmp_path / "more" / "trainLabels.csv").read_text()
+    shutil.copy(images / "train" / "1.png", tmp_path / "more" / "train" / "161.png")
+    (tmp_path / "more" / "trainLabels.csv").write_text(table + f"161,{table.splitlines()[1].split(',')[1]}\n")
+    done = run_script("evaluate.py", run, "--split", "val", "--data-dir", tmp_path / "more")
+    assert done.returncode == 2
+    assert "--split val" in done.stderr
 
 
 def test_flip_averages_an_image_and_its_mirror_image(run):

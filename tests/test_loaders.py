@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from data import loaders
 from data.errors import InputError
 from data.loaders import make_loader
 from data.prepared import Prepared
@@ -21,10 +20,35 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return prepared_pixels(tmp_path_factory.mktemp("cache"), 30, 7)
 
 
-@pytest.fixture
-def without_ffcv(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loaders, "find_spec", lambda name: None)
-    monkeypatch.setitem(sys.modules, "data.ffcv_loader", None)  # importing it fails, as without ffcv
+class Unimportable:
+    """Stands before the importers and fails the FFCV loader's module with `reason`."""
+
+    def __init__(self, reason: str):
+        self.reason = reason
+        self.asked = False
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        if name == "data.ffcv_loader":
+            self.asked = True
+            raise ImportError(self.reason)
+
+
+def without_ffcv(monkeypatch: pytest.MonkeyPatch, reason: str) -> Unimportable:
+    finder = Unimportable(reason)
+    monkeypatch.delitem(sys.modules, "data.ffcv_loader", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    return finder
+
+
+REASONS = pytest.mark.parametrize(
+    "reason",
+    [
+        "No module named 'ffcv'",
+        "libturbojpeg.so.0: cannot open shared object file: No such file or directory",
+        "Numba could not be imported.\nIf you are seeing this message and are undertaking Numba development",
+    ],
+    ids=["not installed", "without its library", "without its compiler"],
+)
 
 
 @pytest.mark.parametrize(
@@ -67,25 +91,33 @@ def test_a_kept_batch_stays_valid_and_belongs_to_its_keeper(prepared: Prepared) 
         assert torch.equal(batch.images.permute(0, 2, 3, 1), torch.from_numpy(prepared.images[wanted.numpy()]))
 
 
-def test_without_ffcv_auto_takes_the_resident_loader_and_says_so_in_one_line(
-    prepared: Prepared, without_ffcv: None
+@REASONS
+def test_without_ffcv_auto_takes_the_resident_loader_and_says_why_in_one_line(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
+    without_ffcv(monkeypatch, reason)
     loader, note = make_loader("auto", prepared, CPU, workers=2)
-    assert loader.name == "resident"
-    assert "ffcv is not installed" in note
+    assert isinstance(loader, ResidentLoader)
+    assert "using the resident loader" in note
+    assert reason.splitlines()[0] in note
     assert "\n" not in note
 
 
-def test_ffcv_asked_for_and_not_installed_is_refused_in_one_line(prepared: Prepared, without_ffcv: None) -> None:
-    with pytest.raises(InputError, match=r"^--loader ffcv: ffcv is not installed[^\n]*resident[^\n]*$"):
+@REASONS
+def test_ffcv_asked_for_and_not_there_is_refused_in_one_line(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    without_ffcv(monkeypatch, reason)
+    with pytest.raises(InputError, match=r"^--loader ffcv: [^\n]*--loader resident$") as caught:
         make_loader("ffcv", prepared, CPU, workers=2)
+    assert reason.splitlines()[0] in str(caught.value)
 
 
-def test_the_resident_loader_asked_for_is_taken_without_a_word_and_without_importing_ffcv(
+def test_the_resident_loader_asked_for_is_taken_without_a_word_and_without_ffcv(
     prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loaders, "find_spec", lambda name: object())
-    monkeypatch.setitem(sys.modules, "data.ffcv_loader", None)
+    finder = without_ffcv(monkeypatch, "imported for nothing")
     loader, note = make_loader("resident", prepared, CPU, workers=2)
     assert isinstance(loader, ResidentLoader)
     assert note == ""
+    assert not finder.asked

@@ -67,6 +67,14 @@ def test_the_same_command_gives_the_same_bits(pair, train_tiny):
     assert summary(train_tiny("pair-again", processes=2))["weights_sha256"] == summary(pair)["weights_sha256"]
 
 
+def test_processes_and_accumulation_cut_a_batch_alike(pair, train_tiny):
+    """Averaged over two processes or accumulated over two micro-batches, gradients are those of the same halves."""
+    halves = train_tiny("halves", "--accumulation", 2, "--log-every", 1)
+    assert len(rows(halves, "step")) == 20
+    for one, two in zip(rows(halves, "step"), rows(pair, "step"), strict=True):
+        assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
+
+
 def test_accumulation_steps_on_the_whole_global_batch(train_tiny, tiny_run):
     run = train_tiny("accumulated", "--accumulation", 3, "--log-every", 1, processes=2)
     assert summary(run)["steps"] == 22

@@ -282,7 +282,7 @@ class Trainer:
         Raises:
             InputError: the state belongs to another config; the message names the fields.
         """
-        shared = [self.identity, state]
+        shared: list[Any] = [self.identity, state]
         broadcast_object_list(shared)
         first, found = shared
         if changes := _differences(first, self.identity):

@@ -1,0 +1,63 @@
+"""Precision and threads."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from data.errors import InputError
+from tests.conftest import ROOT
+from training import hardware
+from training.hardware import choose_precision
+
+
+@pytest.mark.parametrize(
+    ("wanted", "launcher", "has_bf16", "expected"),
+    [
+        ("auto", None, True, "bf16"),
+        ("auto", None, False, "no"),
+        ("auto", "no", True, "bf16"),  # what the launcher says also when it was told nothing
+        ("auto", "fp16", True, "fp16"),
+        ("auto", "bf16", False, "bf16"),
+        ("no", "bf16", True, "no"),
+        ("fp16", "bf16", True, "fp16"),
+    ],
+)
+def test_precision(monkeypatch, wanted, launcher, has_bf16, expected):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if launcher:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    monkeypatch.setattr(hardware, "has_bf16", lambda use_cpu: has_bf16)
+    assert choose_precision(wanted, use_cpu=False) == expected
+
+
+@pytest.mark.parametrize("launcher", ["no", "fp16"])
+def test_fp16_on_a_cpu_is_refused_wherever_it_was_asked_for(monkeypatch, launcher):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    with pytest.raises(InputError, match="--precision fp16"):
+        choose_precision("fp16" if launcher == "no" else "auto", use_cpu=True)
+
+
+def threads_of_a_process(**environment: str) -> int:
+    code = (
+        "import torch; from training.config import Config; from training.hardware import make_accelerator;"
+        "make_accelerator(Config()); print(torch.get_num_threads())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
+    )
+    return int(done.stdout.split()[-1])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell the allowed cores")
+def test_threads_are_the_allowed_cores_not_the_launchers_one():
+    assert threads_of_a_process(OMP_NUM_THREADS="1") == len(os.sched_getaffinity(0))
+
+
+def test_processes_share_the_cores(monkeypatch):
+    monkeypatch.setattr(hardware, "allowed_cores", lambda: 8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert hardware.threads_per_process() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert hardware.threads_per_process() == 1
