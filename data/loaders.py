@@ -52,11 +52,11 @@ def make_loader(choice: str, prepared: Prepared, device: torch.device, workers: 
     try:
         from data.ffcv_loader import FFCVLoader  # seconds to import, and on Linux only
     except ImportError as error:
+        reason = " ".join(str(error).split())
         if choice == "ffcv":
-            raise InputError(
-                f"--loader ffcv: {error}; run make setup on Linux, or use --loader resident"
-            ) from error
-        return ResidentLoader(prepared, device), f"no ffcv ({error}): using the resident loader"
+            advice = "run make setup on Linux, or use --loader resident"
+            raise InputError(f"--loader ffcv: {reason}; {advice}") from error
+        return ResidentLoader(prepared, device), f"no ffcv ({reason}): using the resident loader"
     finally:
         torch.set_num_threads(threads)  # importing ffcv sets it to 1
     return FFCVLoader(prepared, device, workers), ""

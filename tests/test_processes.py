@@ -68,7 +68,7 @@ def test_the_same_command_gives_the_same_bits(pair, train_tiny):
 
 
 def test_processes_and_accumulation_cut_a_batch_alike(pair, train_tiny):
-    """Averaged over two processes or accumulated over two micro-batches, gradients are those of the same halves."""
+    """Gradients averaged over processes, or accumulated over micro-batches, come from the same halves."""
     halves = train_tiny("halves", "--accumulation", 2, "--log-every", 1)
     assert len(rows(halves, "step")) == 20
     for one, two in zip(rows(halves, "step"), rows(pair, "step"), strict=True):
