@@ -68,6 +68,7 @@ def train_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:
 def finish_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:
     """Validate, record, keep the best weights, and write a checkpoint."""
     config, progress = trainer.config, trainer.progress
+    trainer.check_finite()
     row = trainer.training_row("epoch")
     is_last = trainer.epoch == config.epochs
     if len(trainer.val_ids):

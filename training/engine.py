@@ -228,16 +228,22 @@ class Trainer:
             RunError: the loss is not a finite number.
         """
         metrics, step = self.metrics.read(), self.progress.step
-        if not math.isfinite(metrics["train_loss"]):
-            raise RunError(self._not_finite(f"the loss is {metrics['train_loss']}"))
+        self._require(math.isfinite(metrics["train_loss"]), f"the loss is {metrics['train_loss']}")
         row: dict[str, Any] = {"kind": kind, "epoch": -(-step // self.steps_per_epoch), "step": step}
         return row | {"lr": self.optimizer.param_groups[0]["lr"]} | metrics
 
-    def _not_finite(self, what: str) -> str:
-        return (
-            f"{what} by step {self.progress.step}; the last checkpoint before it is kept; a smaller --lr (now "
-            f"{self.config.lr}), a longer --warmup or --precision no may help"
-        )
+    def check_finite(self) -> None:
+        """RunError if the loss or a weight is not finite: nothing of it may be saved. For every process."""
+        self.training_row("check")
+        finite = all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
+        self._require(finite, "a weight is not a finite number")
+
+    def _require(self, finite: bool, otherwise: str) -> None:
+        if not finite:
+            raise RunError(
+                f"{otherwise} by step {self.progress.step}; the last checkpoint before it is kept; a smaller --lr "
+                f"(now {self.config.lr}), a longer --warmup or --precision no may help"
+            )
 
     def tick(self) -> float:
         """Add the time since the last call to the run's seconds, and return those."""
@@ -255,15 +261,12 @@ class Trainer:
             self.val_ids, EVALUATION_BATCH, self.accelerator.process_index, self.accelerator.num_processes
         )
         result = self.predictor.evaluate(self.loader.read(share), self.num_classes)
-        if not math.isfinite(result["loss"]):
-            raise RunError(self._not_finite(f"the validation loss is {result['loss']}"))
+        self._require(math.isfinite(result["loss"]), f"the validation loss is {result['loss']}")
         return result
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; to be called by every process."""
-        self.training_row("state")  # a state whose loss is not finite is of no use
-        if not all(bool(parameter.isfinite().all()) for parameter in self.network.parameters()):
-            raise RunError(self._not_finite("a weight is not finite"))
+        self.check_finite()
         self.tick()
         self._count_training_time()
         scaler = self.accelerator.scaler
