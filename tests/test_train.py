@@ -8,10 +8,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+import torchvision
 import yaml
 
 from tests.conftest import ROOT, TINY, command, run_script
-from training.checkpoint import load_newest_checkpoint
+from train import train
+from training.checkpoint import load_newest_checkpoint, load_weights
+from training.config import Config
 
 SUMMARY_KEYS = {
     *("recipe", "epochs", "steps", "best_epoch", "val_accuracy", "val_macro_f1", "seconds"),
@@ -192,3 +195,24 @@ def test_batch_larger_than_the_images_is_refused(images, tmp_path):
     done = run_script("train.py", *flags, "--batch-size", "1000")
     assert done.returncode == 2
     assert "--batch-size 1000" in done.stderr
+
+
+def test_a_compiled_network_trains_and_its_weights_keep_their_names(images, tmp_path, monkeypatch):
+    """With the backend that only traces: the default one compiles for a minute."""
+    compiled, compile_module = [], torch.nn.Module.compile
+
+    def compile_for_tracing(module):
+        compiled.append(module)
+        compile_module(module, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_for_tracing)
+    small = {"stem": "imagenet", "epochs": 1, "batch_size": 35, "lr": 0.02, "precision": "no"}
+    where = {"data_dir": str(images), "runs_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+    train(
+        Config(
+            dataset="folder", name="compiled", compile=True, loader="resident", tracker="none", **small, **where
+        )
+    )
+    assert len(compiled) == 1
+    names = load_weights(tmp_path / "compiled" / "best.safetensors")[0].state_dict().keys()
+    assert names == torchvision.models.resnet18().state_dict().keys()
