@@ -42,13 +42,10 @@ def test_learning_rates_do_not_depend_on_the_processes(pair, three, tiny_run):
 
 
 def test_multistep_milestones_do_not_come_early_with_processes(train_tiny):
-    flags = ["--schedule", "multistep", "--milestones", "[1, 2]", "--epochs", 3, "--log-every", 1]
-    for processes in (2, 3):
-        run = train_tiny(f"multistep-{processes}", *flags, processes=processes)
-        found = {row["step"]: row["lr"] for kind in ("step", "epoch") for row in rows(run, kind)}
-        assert [found[step] for step in (1, 11, 12, 22, 23, 33)] == pytest.approx(
-            [0.02, 0.02, 2e-3, 2e-3, 2e-4, 2e-4]
-        )
+    flags = ["--schedule", "multistep", "--milestones", "[1]", "--log-every", 1]
+    run = train_tiny("multistep", *flags, processes=3)
+    found = {row["step"]: row["lr"] for kind in ("step", "epoch") for row in rows(run, kind)}
+    assert [found[step] for step in (1, 11, 12, 22)] == pytest.approx([0.02, 0.02, 0.002, 0.002])
 
 
 def test_evaluation_counts_each_image_once_on_any_number_of_processes(pair, three):
@@ -73,12 +70,6 @@ def test_processes_and_accumulation_cut_a_batch_alike(pair, train_tiny):
     # The first two: later, rounding that differs with the number of threads has grown.
     for one, two in zip(rows(halves, "step")[:2], rows(pair, "step")[:2], strict=True):
         assert two["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
-
-
-def test_accumulation_steps_on_the_whole_global_batch(train_tiny, tiny_run):
-    run = train_tiny("accumulated", "--accumulation", 3, "--log-every", 1, processes=2)
-    assert summary(run)["steps"] == 22
-    assert [row["lr"] for row in rows(run, "step")] == [row["lr"] for row in rows(tiny_run, "step")]
 
 
 def test_a_batch_that_does_not_divide_is_refused_by_all(images, tmp_path):
