@@ -7,7 +7,7 @@ import pandas as pd
 
 from data.decode import decode_stream
 from data.errors import InputError
-from data.files import written_atomically
+from data.files import write_atomically
 from data.sources import numbered_images, read_labels
 from training.cli import OneLineParser, one_line_errors
 
@@ -31,8 +31,7 @@ def submit(arguments: argparse.Namespace) -> None:
     check_against_sample(arguments.images, list(images))
     labels = predict(arguments.run, list(images.values()), flip=arguments.tta == "flip")
     table = pd.DataFrame({"id": list(images), "label": labels})
-    with written_atomically(arguments.out) as temporary:
-        table.to_csv(temporary, index=False)
+    write_atomically(arguments.out, table.to_csv(index=False, lineterminator="\n").encode())
     print(f"{arguments.out}: {len(table)} predictions")
 
 

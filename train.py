@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from training.cli import one_line_errors
 from training.config import Config, parse_config
+from training.stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
     from training.engine import Trainer
@@ -13,40 +14,56 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
+    stop_request = StopRequest()
     with one_line_errors(quiet_ranks=True):
         config = parse_config(sys.argv[1:])
-    with one_line_errors():
-        train(config)
+    train(config, stop_request)
 
 
-def train(config: Config) -> None:
+def train(config: Config, stop_request: StopRequest) -> None:
     # Imported here: torch takes seconds, and --help or a mistaken flag should not wait for it.
     from data.loaders import make_loader
     from data.prepared import prepare
     from data.sources import find_source
     from training.engine import Trainer, initial_model
     from training.hardware import make_accelerator, threads_per_process
+    from training.peers import lost_peers_told
     from training.recorder import NullRecorder, Recorder
 
-    accelerator = make_accelerator(config)
-    prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
-    workers = config.workers or threads_per_process()
-    loader, note = make_loader(config.loader, prepared, accelerator.device, workers)
-    if note:
-        accelerator.print(note)
-    model = initial_model(config, len(prepared.classes))
-    trainer = Trainer(config, accelerator, model, prepared, loader)
+    with one_line_errors(quiet_ranks=True), lost_peers_told():
+        accelerator = make_accelerator(config)
+        prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
+        workers = config.workers or threads_per_process()
+        loader, note = make_loader(config.loader, prepared, accelerator.device, workers)
+        if note:
+            accelerator.print(note)
+        model = initial_model(config, len(prepared.classes))
+        trainer = Trainer(config, accelerator, model, prepared, loader, stop_request)
     recorder = Recorder(config, prepared, accelerator) if accelerator.is_main_process else NullRecorder()
-    trainer.restore(recorder.newest_checkpoint())
-    recorder.begin(trainer)
     try:
-        while trainer.epoch < config.epochs:
-            train_epoch(trainer, recorder)
-            finish_epoch(trainer, recorder)
-        recorder.finish(trainer)
+        with one_line_errors(quiet_ranks=True), lost_peers_told():
+            trainer.restore(recorder.open)
+        with one_line_errors(), lost_peers_told():
+            recorder.begin(trainer)
+            run_epochs(trainer, recorder, stop_request)
     finally:
         recorder.close()
     accelerator.end_training()
+
+
+def run_epochs(trainer: "Trainer", recorder: "NullRecorder", stop_request: StopRequest) -> None:
+    """The epochs that are left; when the run is asked to stop, a checkpoint and exit code 143 or 130."""
+    stop_request.defer()
+    try:
+        while trainer.progress.epoch < trainer.config.epochs:
+            train_epoch(trainer, recorder)
+            finish_epoch(trainer, recorder)
+        trainer.stop.finish()
+        recorder.finish(trainer)
+    except Stopped as stopped:
+        recorder.checkpoint(trainer, trainer.state())
+        recorder.stopped(trainer, stopped)
+        raise SystemExit(128 + stopped.signal_number) from None
 
 
 def train_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:
@@ -70,13 +87,14 @@ def finish_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:
     config, progress = trainer.config, trainer.progress
     trainer.check_finite()
     row = trainer.training_row("epoch")
-    is_last = trainer.epoch == config.epochs
     if len(trainer.val_ids):
         result = trainer.validate()
         row |= {f"val_{name}": result[name] for name in ("loss", "accuracy", "top5", "macro_f1")}
+    progress.epoch += 1
+    is_last = progress.epoch == config.epochs
     chosen = config.split == "stratified"  # otherwise nothing may choose, and the last weights are kept
     if is_last if not chosen else row["val_accuracy"] > progress.best_accuracy:
-        progress.best_epoch = trainer.epoch
+        progress.best_epoch = progress.epoch
         progress.best_accuracy = row.get("val_accuracy", -1.0)
         progress.best_macro_f1 = row.get("val_macro_f1", -1.0)
         recorder.save_weights(trainer, {key: row[key] for key in row if key == "epoch" or key.startswith("val_")})

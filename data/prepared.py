@@ -9,6 +9,7 @@ An image's id is its position in these arrays.
 """
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from data.decode import decode_stream
-from data.files import sha256_of, sync_folder, write_json
+from data.files import sha256_of, sync_folder, write_atomically, write_json, written_atomically
 from data.sources import Contents, Source
 from data.spec import IMAGE_SIZE
 
@@ -144,19 +145,20 @@ def _build(source: Source, signature: str, folder: Path) -> None:
 
 
 def _write_arrays(contents: Contents, folder: Path) -> None:
+    """Through file handles: of a full disk they raise OSError, where a memory map would kill the process."""
     labels = np.concatenate([contents.train.labels, contents.test.labels])
-    np.save(folder / "labels.npy", labels)
-    shape = (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
-    images = np.lib.format.open_memmap(folder / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
-    start = 0
-    with tqdm(total=len(labels), desc="decoding", unit="image", disable=None) as bar:
+    serialized = io.BytesIO()
+    np.save(serialized, labels)
+    write_atomically(folder / "labels.npy", serialized.getvalue())
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)}
+    bar = tqdm(total=len(labels), desc="decoding", unit="image", disable=None)
+    with written_atomically(folder / "images.npy") as temporary, open(temporary, "wb") as file, bar:
+        np.lib.format.write_array_header_1_0(file, header)
         for split in (contents.train, contents.test):
             chunks = decode_stream(split.images, 1000) if isinstance(split.images, list) else [split.images]
             for chunk in chunks:
-                images[start : start + len(chunk)] = chunk
-                start += len(chunk)
+                file.write(np.ascontiguousarray(chunk).data)
                 bar.update(len(chunk))
-    images.flush()
 
 
 def _statistics(contents: Contents, folder: Path) -> tuple[list[float], list[float]]:

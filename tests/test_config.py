@@ -76,7 +76,7 @@ def test_choices_are_those_of_the_networks():
         (["--cutout", "33"], "--cutout"),
         (["--milestones", "[60, 30]"], "--milestones"),
         (["--milestones", "[0, 30]"], "--milestones"),
-        (["--nesterov", "true", "--momentum", "0"], "--nesterov"),
+        (["--optimizer", "nesterov", "--momentum", "0"], "--optimizer nesterov"),
         (["--model", "alexnet"], "--model"),
         (["--name", "../up"], "--name"),
         (["--bogus", "1"], "--bogus"),

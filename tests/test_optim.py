@@ -88,12 +88,13 @@ def test_groups_are_by_module_type():
     assert len(weights) == 21
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("kind", ["sgd", "nesterov", "adam", "adamw"])
 @pytest.mark.parametrize("decayed", [True, False])
 def test_weight_decay_with_and_without_norms_and_biases(kind, decayed):
-    config = Config(optimizer=kind, weight_decay=0.02, decay_norm_and_bias=decayed, nesterov=True)
+    config = Config(optimizer=kind, weight_decay=0.02, decay_norm_and_bias=decayed)
     optimizer = make_optimizer(config, build_model("resnet18", 10))
-    assert {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}[kind] == type(optimizer).__name__
+    assert {"sgd": "SGD", "nesterov": "SGD", "adam": "Adam", "adamw": "AdamW"}[kind] == type(optimizer).__name__
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.02, 0.02 if decayed else 0.0]
-    if kind == "sgd":
-        assert all(group["nesterov"] and group["momentum"] == 0.9 for group in optimizer.param_groups)
+    if kind in ("sgd", "nesterov"):
+        nesterov = kind == "nesterov"
+        assert all(g["nesterov"] == nesterov and g["momentum"] == 0.9 for g in optimizer.param_groups)

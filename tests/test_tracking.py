@@ -4,6 +4,7 @@ import json
 import struct
 
 import pytest
+from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -15,6 +16,7 @@ ROW = {"kind": "epoch", "epoch": 1, "step": 24, "lr": 0.1, "val_accuracy": 0.75}
 
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch, tmp_path):
+    PartialState(cpu=True)  # Accelerate's trackers ask for it
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
@@ -97,15 +99,37 @@ def test_a_failing_tracker_is_a_warning_and_metrics_go_on(tmp_path, capsys):
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 1
     assert "the server is gone" in warnings[0]
-    assert [row["step"] for row in MetricsFile(tmp_path / "metrics.jsonl").rows()] == [24, 48]
+    assert steps(tmp_path / "metrics.jsonl") == [24, 48]
 
 
-def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path):
-    metrics = MetricsFile(tmp_path / "metrics.jsonl")
+def steps(path) -> list[int]:
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_metrics_after_the_checkpoint_are_dropped_and_a_cut_line_too(tmp_path, capsys):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", [])
     for step in (10, 20, 30):
         metrics.append(ROW | {"step": step})
     with open(metrics.path, "a") as file:
         file.write('{"kind": "st')
-    metrics.keep_until(20)
-    assert [row["step"] for row in metrics.rows()] == [10, 20]
+    resumed = MetricsFile(metrics.path, metrics.lines[:2])
+    assert [row["step"] for row in resumed.rows()] == steps(metrics.path) == [10, 20]
     assert metrics.path.read_text().endswith("}\n")
+    resumed.append(ROW | {"step": 21})
+    assert steps(metrics.path) == [10, 20, 21]
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "removed"])
+def test_damaged_metrics_are_restored_from_the_checkpoint_with_a_warning(tmp_path, capsys, damage):
+    metrics = MetricsFile(tmp_path / "metrics.jsonl", [])
+    for step in (10, 20):
+        metrics.append(ROW | {"step": step})
+    whole = metrics.path.read_bytes()
+    if damage == "removed":
+        metrics.path.unlink()
+    else:
+        metrics.path.write_bytes(whole.replace(b"0.75", b"0.95") if damage == "changed" else whole[:-9])
+    MetricsFile(metrics.path, metrics.lines)
+    assert metrics.path.read_bytes() == whole
+    assert "metrics.jsonl is damaged; restored from the checkpoint" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from tests.conftest import ROOT, TINY, command, run_script
 from train import train
 from training.checkpoint import load_newest_checkpoint, load_weights
 from training.config import Config
+from training.stopping import StopRequest
 
 SUMMARY_KEYS = {
     *("recipe", "epochs", "steps", "best_epoch", "val_accuracy", "val_macro_f1", "seconds"),
@@ -38,7 +39,8 @@ def summary(run: Path) -> dict:
 
 def test_a_run_leaves_what_the_readme_promises(tiny_run):
     assert sorted(path.name for path in tiny_run.iterdir()) == [
-        *("best.safetensors", "checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "summary.json")
+        *(".lock", "best.safetensors", "checkpoints", "config.yaml", "config.yaml.sha256"),
+        *("curves.png", "metrics.jsonl", "summary.json"),
     ]
     found = summary(tiny_run)
     assert set(found) == SUMMARY_KEYS
@@ -159,7 +161,7 @@ def test_split_test_is_a_yardstick_that_chooses_nothing(train_tiny):
         ["--optimizer", "adam", "--lr", "0.001", "--schedule", "inverse-time", "--decay", "0.004"],
         ["--optimizer", "adamw", "--lr", "0.001", "--schedule", "cosine", "--warmup", "1", "--accumulation", "3"],
         ["--precision", "bf16", "--crop-padding", "0", "--shift", "0.2", "--cutout", "8", "--normalize", "false"],
-        ["--label-smoothing", "0.1", "--decay-norm-and-bias", "false", "--channels-last", "false"],
+        ["--label-smoothing", "0.1", "--decay-norm-and-bias", "false", "--optimizer", "nesterov"],
         ["--model", "resnet34", "--stem", "keras", "--init", "glorot", "--crop-mode", "reflect"],
         ["--model", "vgg16", "--stem", "cifar"],
         ["--model", "torchvision-resnet18", "--stem", "cifar", "--schedule", "multistep", "--milestones", "[1]"],
@@ -208,11 +210,8 @@ def test_a_compiled_network_trains_and_its_weights_keep_their_names(images, tmp_
     monkeypatch.setattr(torch.nn.Module, "compile", compile_for_tracing)
     small = {"stem": "imagenet", "epochs": 1, "batch_size": 35, "lr": 0.02, "precision": "no"}
     where = {"data_dir": str(images), "runs_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
-    train(
-        Config(
-            dataset="folder", name="compiled", compile=True, loader="resident", tracker="none", **small, **where
-        )
-    )
+    kept = {"dataset": "folder", "name": "compiled", "loader": "resident", "tracker": "none"}
+    train(Config(compile=True, **kept, **small, **where), StopRequest())
     assert len(compiled) == 1
     names = load_weights(tmp_path / "compiled" / "best.safetensors")[0].state_dict().keys()
     assert names == torchvision.models.resnet18().state_dict().keys()

@@ -4,6 +4,7 @@ A checkpoint is whole or absent: it is written under a temporary name beside its
 """
 
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -13,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from data.errors import InputError
-from data.files import sha256_of, written_atomically
+from data.files import check_digest, write_atomically, write_digest
 from resnet import build_model
 
 KEPT_CHECKPOINTS = 2
@@ -26,16 +27,23 @@ KEPT_CHECKPOINTS = 2
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write folder/step-<step>.pt with its digest beside it, then remove all but the newest two."""
     path = folder / f"step-{step:08d}.pt"
-    for remnant in folder.glob(".step-*.tmp"):  # of a process that was killed
-        remnant.unlink()
-    with written_atomically(path) as temporary:
-        torch.save(state, temporary)
-        # The digest first: a checkpoint that stands under its final name then always has one.
-        with written_atomically(_digest_file(path)) as digest:
-            digest.write_text(f"{sha256_of(temporary)}  {path.name}\n", encoding="ascii")
+    serialized = io.BytesIO()
+    torch.save(state, serialized)
+    # The digest first: a checkpoint that stands under its final name then always has one.
+    write_digest(path, serialized.getbuffer())
+    write_atomically(path, serialized.getbuffer())
     for old in _checkpoints(folder)[KEPT_CHECKPOINTS:]:
         old.unlink()
-        _digest_file(old).unlink(missing_ok=True)
+    remove_remnants(folder)
+
+
+def remove_remnants(folder: Path) -> None:
+    """Remove what a killed process left half-done: temporary files, and digests without their checkpoint."""
+    for remnant in folder.glob(".step-*.tmp"):
+        remnant.unlink()
+    for digest in folder.glob("step-*.pt.sha256"):
+        if not digest.with_suffix("").exists():
+            digest.unlink()
 
 
 def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -49,11 +57,10 @@ def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     found = _checkpoints(folder)
     for path in found:
         try:
-            recorded = _digest_file(path).read_text(encoding="ascii").split()[0]
-            if recorded == sha256_of(path):
+            if check_digest(path):
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
                 return state
-        except (OSError, IndexError, UnicodeDecodeError, RuntimeError, pickle.UnpicklingError):
+        except (OSError, RuntimeError, pickle.UnpicklingError):
             pass
         print(f"warning: {path} is damaged; trying an older checkpoint", file=sys.stderr)
     if found:
@@ -64,10 +71,6 @@ def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
 def _checkpoints(folder: Path) -> list[Path]:
     """Newest first."""
     return sorted((p for p in folder.glob("step-*.pt") if re.fullmatch(r"step-\d+\.pt", p.name)), reverse=True)
-
-
-def _digest_file(path: Path) -> Path:
-    return path.with_suffix(".pt.sha256")
 
 
 def weights_sha256(weights: dict[str, Tensor]) -> str:
@@ -87,8 +90,9 @@ def save_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     about = {**about, "weights_sha256": weights_sha256(weights)}
-    with written_atomically(path) as temporary:
-        save_file(weights, temporary, metadata={"about": json.dumps(about)})
+    recorded = json.dumps(about)
+    metadata = {"about": recorded, "about_sha256": hashlib.sha256(recorded.encode()).hexdigest()}
+    write_atomically(path, save(weights, metadata=metadata))
 
 
 def load_weights(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -99,10 +103,13 @@ def load_weights(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})["about"])
+            metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if weights_sha256(weights) != about["weights_sha256"]:
-            raise InputError(f"{path}: damaged, the weights do not have their recorded SHA-256")
+        recorded = metadata["about"]
+        about = json.loads(recorded)
+        digests = (hashlib.sha256(recorded.encode()).hexdigest(), weights_sha256(weights))
+        if digests != (metadata["about_sha256"], about["weights_sha256"]):
+            raise InputError(f"{path}: damaged, its content does not have the SHA-256 recorded in it")
         config = about["config"]
         model = build_model(config["model"], len(about["classes"]), config["stem"], config["init"])
         model.load_state_dict(weights)

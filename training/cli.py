@@ -18,13 +18,13 @@ class RunError(RuntimeError):
 def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
     """Turn InputError into exit code 2 and RunError into exit code 1.
 
-    quiet_ranks: every process meets the same error (a mistaken flag), so that only the first one tells.
+    quiet_ranks: every process meets the same error (a mistaken flag), so that one on each machine tells.
     """
     try:
         yield
     except (InputError, RunError) as error:
         rank = int(os.environ.get("RANK", "0"))
-        if rank == 0 or not quiet_ranks:
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not quiet_ranks:
             where = f" (rank {rank})" if rank else ""
             print(f"error{where}: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None

@@ -14,6 +14,7 @@ from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from data.errors import InputError
+from data.files import check_digest
 from data.spec import IMAGE_SIZE
 
 
@@ -70,20 +71,20 @@ class Config:
     """Images of one optimizer step over all processes; divides by processes x accumulation."""
     accumulation: int = 1
     """Micro-batches of one step in each process."""
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
-    """The optimizer."""
+    optimizer: Literal["sgd", "nesterov", "adam", "adamw"] = "sgd"
+    """The optimizer: SGD with momentum, the same with Nesterov's momentum, Adam or AdamW."""
     lr: float = 0.1
     """Peak learning rate, above 0. Never scaled by the number of processes."""
     momentum: float = 0.9
-    """Momentum of sgd, 0 to below 1."""
-    nesterov: bool = False
-    """Nesterov momentum for sgd."""
+    """Momentum of sgd and nesterov, 0 to below 1."""
     weight_decay: float = 5e-4
-    """Weight decay (L2 in sgd and adam, decoupled in adamw), at least 0."""
+    """Weight decay (decoupled in adamw, L2 in the others), at least 0."""
     decay_norm_and_bias: bool = True
     """Decay normalisation layers and biases too."""
     label_smoothing: float = 0.0
     """Label smoothing, 0 to below 1."""
+    sync_batchnorm: bool = False
+    """BatchNorm over the images of all processes: results then agree for any number of them, but for rounding."""
     schedule: Literal["multistep", "cosine", "triangle", "inverse-time", "constant"] = "multistep"
     """Learning rate: by milestones, cosine to 0, triangle 0.2 -> 1 -> 0, lr / (1 + decay x steps), constant."""
     milestones: list[int] = field(default_factory=lambda: [30, 60, 90])
@@ -101,10 +102,10 @@ class Config:
     """Use only algorithms that give the same bits again."""
     precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     """Mixed precision. auto: fp16 or bf16 if the launcher was told so, else bf16 where the hardware has it."""
-    channels_last: bool = True
-    """Keep images and weights channels-last in memory."""
     compile: bool = False
     """Compile the network with torch.compile."""
+    peer_timeout: float = 600.0
+    """Seconds that a process waits for the others before it gives them up, above 0."""
 
     tracker: Literal["wandb", "tensorboard", "none"] = "wandb"
     """Where metrics go besides metrics.jsonl. wandb works offline where no key is configured."""
@@ -139,8 +140,8 @@ class Config:
             )
         if self.dataset == "shapes" and self.data_dir:
             raise InputError(f"--data-dir {self.data_dir}: the shapes are built in; leave it away, or use folder")
-        if self.nesterov and not self.momentum:
-            raise InputError("--nesterov true: expected --momentum above 0 with it")
+        if self.optimizer == "nesterov" and not self.momentum:
+            raise InputError("--optimizer nesterov: expected --momentum above 0 with it")
         if not set(self.name) <= _NAME_CHARACTERS or self.name.startswith("."):
             raise InputError(f"--name {self.name}: expected letters, digits, dots, dashes and underscores")
 
@@ -175,6 +176,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "decay": (0, math.inf, "at least 0"),
     "warmup": (0, math.inf, "at least 0 epochs"),
     "seed": (0, 2**63, "0 to 2**63 - 1"),
+    "peer_timeout": (_SMALLEST, 2**31, "a number of seconds above 0"),
     "log_every": (1, math.inf, "at least 1"),
     "checkpoint_every_steps": (0, math.inf, "at least 0"),
 }
@@ -182,7 +184,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
 
 _WITHOUT_EFFECT_ON_RESULTS = {
     *("recipe", "name", "runs_dir", "data_dir", "cache_dir", "loader", "workers"),
-    *("tracker", "log_every", "checkpoint_every_steps", "resume"),
+    *("peer_timeout", "tracker", "log_every", "checkpoint_every_steps", "resume"),
 }
 _NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
 
@@ -217,6 +219,9 @@ def parse_config(arguments: list[str]) -> Config:
     except (ArgumentError, UnicodeDecodeError) as error:
         raise InputError(f"{_faulty_recipe(parser, arguments)}{_one_line(error)}; see train.py --help") from error
     recipes = values.pop("recipe") or []
+    for path in (Path(str(recipe)) for recipe in recipes):
+        if path.with_name(f"{path.name}.sha256").exists() and not check_digest(path):
+            raise InputError(f"{path}: not as the run wrote it; to use a changed copy, give it another name")
     return Config(**values, recipe=Path(str(recipes[-1])).stem if recipes else "")
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from accelerate.utils import broadcast, broadcast_object_list
+from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from data.augment import Augmentation, BatchTransform
@@ -18,15 +18,19 @@ from data.errors import InputError
 from data.keyed import random_bits
 from data.loaders import Batch, Loader
 from data.prepared import Prepared
-from data.sampling import epoch_batches, evaluation_batches, micro_batches, split
+from data.sampling import evaluation_batches, split
 from data.spec import IMAGE_SIZE
+from data.stream import Stream
 from resnet import build_model, load_pretrained
+from training.batchnorm import synchronize_batchnorm
 from training.cli import RunError
 from training.config import Config, flag
 from training.hardware import DTYPES
 from training.inference import EVALUATION_BATCH, Predictor
 from training.metrics import TrainingMetrics
 from training.optim import lr_factor, make_optimizer
+from training.peers import from_first_process
+from training.stopping import StopAgreement, StopRequest
 
 
 def choose_ids(config: Config, prepared: Prepared) -> tuple[Tensor, Tensor]:
@@ -60,7 +64,17 @@ def make_transform(config: Config, prepared: Prepared, device: torch.device, pre
     else:
         augmentation = Augmentation(config.crop_padding, config.crop_mode, config.flip, config.cutout)
     mean, std = pixel_statistics(config, prepared)
-    return BatchTransform(mean, std, augmentation, config.seed, device, DTYPES[precision], config.channels_last)
+    return BatchTransform(mean, std, augmentation, config.seed, device, DTYPES[precision])
+
+
+def make_stream(
+    config: Config, accelerator: Accelerator, prepared: Prepared, loader: Loader
+) -> tuple[Stream, Tensor]:
+    """This process' training stream, and the ids to evaluate after each epoch."""
+    train_ids, val_ids = choose_ids(config, prepared)
+    transform = make_transform(config, prepared, accelerator.device, accelerator.mixed_precision)
+    share = (config.accumulation, accelerator.process_index, accelerator.num_processes)
+    return Stream(loader, transform, train_ids, config.batch_size, config.seed, *share), val_ids
 
 
 def pixel_statistics(config: Config, prepared: Prepared) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -72,11 +86,13 @@ def pixel_statistics(config: Config, prepared: Prepared) -> tuple[tuple[float, .
 class Progress:
     """What a run has come to, besides its weights.
 
-    step: optimizer steps done. best_epoch counts from 1; 0: no epoch was evaluated yet.
+    step: optimizer steps done. epoch: epochs done, their validation included.
+    best_epoch: counted from 1; 0: no epoch was evaluated yet.
     seconds: of the whole run; train_seconds: between the first and the last step of its epochs.
     """
 
     step: int = 0
+    epoch: int = 0
     best_epoch: int = 0
     best_accuracy: float = -1.0
     best_macro_f1: float = -1.0
@@ -92,32 +108,38 @@ class Trainer:
         accelerator: made by training/hardware.py.
         model: fresh, on the CPU.
         prepared, loader: the data set and how it is read.
+        stop_request: of this process.
 
     Raises:
         InputError: batch size, processes, accumulation and images do not fit together.
     """
 
     def __init__(
-        self, config: Config, accelerator: Accelerator, model: nn.Module, prepared: Prepared, loader: Loader
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        model: nn.Module,
+        prepared: Prepared,
+        loader: Loader,
+        stop_request: StopRequest,
     ):
         self.config, self.accelerator, self.loader = config, accelerator, loader
         self.num_classes = len(prepared.classes)
-        self.train_ids, self.val_ids = choose_ids(config, prepared)
-        self.steps_per_epoch = len(self.train_ids) // config.batch_size
-        self._check_shares()
+        self.stream, self.val_ids = make_stream(config, accelerator, prepared, loader)
+        self.steps_per_epoch = self.stream.steps_per_epoch
+        self.stop = StopAgreement(stop_request, accelerator.num_processes)
 
         self.has_dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
-        if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if config.sync_batchnorm and accelerator.num_processes > 1:
+            model = synchronize_batchnorm(model, accelerator.device)
+        model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if config.compile:
             model.compile()  # in place: names in the state dict stay, and DDP wraps the compiled network
-        model = model.to(accelerator.device)
         optimizer = make_optimizer(config, model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.network: nn.Module = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         precision = accelerator.mixed_precision
-        self.transform = make_transform(config, prepared, accelerator.device, precision)
-        self.predictor = Predictor(self.network, self.transform, accelerator.device, precision)
+        self.predictor = Predictor(self.network, self.stream.transform, accelerator.device, precision)
         self.metrics = TrainingMetrics(accelerator)
         self.images_per_second = 0.0  # of the last epoch's training steps, all processes
         self.progress = Progress()
@@ -148,31 +170,12 @@ class Trainer:
         for buffer, former in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(former)
 
-    def _check_shares(self) -> None:
-        config, processes = self.config, self.accelerator.num_processes
-        if config.batch_size % (processes * config.accumulation):
-            raise InputError(
-                f"--batch-size {config.batch_size} does not divide by {processes} processes x "
-                f"--accumulation {config.accumulation}; choose a multiple of {processes * config.accumulation}"
-            )
-        if config.batch_size == processes * config.accumulation:
-            raise InputError(f"--batch-size {config.batch_size} leaves one image at a time, too few for BatchNorm")
-        if not self.steps_per_epoch:
-            raise InputError(
-                f"--batch-size {config.batch_size} is more than the {len(self.train_ids)} training images"
-            )
-
-    @property
-    def epoch(self) -> int:
-        """Epochs completed."""
-        return self.progress.step // self.steps_per_epoch
-
     def lr(self, step: int) -> float:
         """The learning rate of an optimizer step, counted from 0."""
         return self.config.lr * lr_factor(self.config, step, self.steps_per_epoch)
 
-    def train_step(self, batches: list[Batch], epoch: int) -> None:
-        """One optimizer step from this process' micro-batches of one global batch."""
+    def train_step(self, batches: list[Batch]) -> None:
+        """One optimizer step from this process' micro-batches of one global batch, already augmented."""
         lr = self.lr(self.progress.step)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -180,8 +183,7 @@ class Trainer:
         for number, batch in enumerate(batches, start=1):
             # Gradients are averaged over the processes once a step, with the last micro-batch.
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model):
-                inputs = self.transform.augment(batch.images, batch.ids, epoch)
-                logits = self.model(inputs)
+                logits = self.model(batch.images)
                 loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
                 self.accelerator.backward(loss / len(batches))
             self.metrics.update(loss.detach(), logits.detach(), batch.labels)
@@ -190,24 +192,39 @@ class Trainer:
         self.progress.step += 1
 
     def train_epoch(self) -> Generator[None]:
-        """The steps that are left of the current epoch, yielding after each."""
-        epoch, done = divmod(self.progress.step, self.steps_per_epoch)
+        """The steps that are left of the current epoch, yielding after each.
+
+        Raises:
+            Stopped: the run was asked to stop; everything is as after the last step.
+            InputError: the device is out of memory.
+        """
+        epoch, before = self.progress.epoch, self.progress.step
+        done = before - epoch * self.steps_per_epoch
         if not done:
             self.metrics.reset()
-        config, accelerator = self.config, self.accelerator
-        batches = epoch_batches(self.train_ids, config.batch_size, config.seed, epoch)[done:]
-        share = micro_batches(batches, accelerator.process_index, accelerator.num_processes, config.accumulation)
         started = self._training_since = time.perf_counter()
-        with closing(self.loader.read(list(share.flatten(0, 1)))) as reader:
-            for _ in range(len(share)):
+        with closing(self.stream.epoch(epoch, done)) as steps:
+            for batches in steps:
+                self.stop.check()
                 if self.has_dropout:
                     self._seed_dropout()
-                self.train_step([next(reader) for _ in range(config.accumulation)], epoch)
+                try:
+                    self.train_step(batches)
+                except torch.OutOfMemoryError as error:
+                    raise self._out_of_memory() from error
                 yield
         self.metrics.read()  # waits for the device
-        self.images_per_second = len(share) * config.batch_size / (time.perf_counter() - started)
+        trained = (self.progress.step - before) * self.config.batch_size
+        self.images_per_second = trained / (time.perf_counter() - started)
         self._count_training_time()
         self._training_since = None
+
+    def _out_of_memory(self) -> InputError:
+        size, parts = self.config.batch_size, 2 * self.config.accumulation
+        return InputError(
+            f"--batch-size {size}: the device is out of memory; try --batch-size {size // 2}, or the same in "
+            f"smaller parts: --accumulation {parts}"
+        )
 
     def _count_training_time(self) -> None:
         """Add what of the current epoch is not yet counted to train_seconds."""
@@ -229,7 +246,7 @@ class Trainer:
         """
         metrics, step = self.metrics.read(), self.progress.step
         self._require(math.isfinite(metrics["train_loss"]), f"the loss is {metrics['train_loss']}")
-        row: dict[str, Any] = {"kind": kind, "epoch": -(-step // self.steps_per_epoch), "step": step}
+        row: dict[str, Any] = {"kind": kind, "epoch": self.progress.epoch + 1, "step": step}
         return row | {"lr": self.optimizer.param_groups[0]["lr"]} | metrics
 
     def check_finite(self) -> None:
@@ -253,16 +270,29 @@ class Trainer:
         return self.progress.seconds
 
     def validate(self) -> dict[str, Any]:
-        """Metrics over the validation images, each counted once over all processes."""
+        """Metrics over the validation images, each counted once over all processes.
+
+        Raises:
+            Stopped: the run was asked to stop; everything is as after the last training step.
+        """
         if self.accelerator.num_processes > 1:
             for buffer in self.network.buffers():
                 broadcast(buffer)
-        share = evaluation_batches(
-            self.val_ids, EVALUATION_BATCH, self.accelerator.process_index, self.accelerator.num_processes
-        )
-        result = self.predictor.evaluate(self.loader.read(share), self.num_classes)
+        with closing(self._validation_batches()) as batches:
+            result = self.predictor.evaluate(batches, self.num_classes)
         self._require(math.isfinite(result["loss"]), f"the validation loss is {result['loss']}")
         return result
+
+    def _validation_batches(self) -> Generator[Batch]:
+        """This process' share. All processes check for a stop equally often: the shares differ by one at most."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        share = evaluation_batches(self.val_ids, EVALUATION_BATCH, rank, processes)
+        longest = len(evaluation_batches(self.val_ids, EVALUATION_BATCH, 0, processes))
+        with closing(self.loader.read(share)) as reader:
+            for number in range(longest):
+                self.stop.check()
+                if number < len(share):
+                    yield next(reader)
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs; to be called by every process."""
@@ -279,15 +309,13 @@ class Trainer:
             "metrics": self.metrics.of_every_process().cpu(),
         }
 
-    def restore(self, state: dict[str, Any] | None) -> None:
-        """Go on from the first process' `state`, if it has one. To be called by every process.
+    def restore(self, load: Callable[[], dict[str, Any] | None]) -> None:
+        """Go on from the state that `load` finds in the first process, if any. To be called by every process.
 
         Raises:
             InputError: the state belongs to another config; the message names the fields.
         """
-        shared: list[Any] = [self.identity, state]
-        broadcast_object_list(shared)
-        first, found = shared
+        first, found = from_first_process(self.accelerator, lambda: (self.identity, load()))
         if changes := _differences(first, self.identity):
             raise InputError(
                 f"this process differs from the first one ({changes}); give all the same flags and images"

@@ -1,6 +1,7 @@
 """Pictures of a run."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from data.files import written_atomically
+from data.files import write_atomically
 
 
 def save(figure: Figure, path: Path) -> None:
-    with written_atomically(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_atomically(path, content.getvalue())
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], title: str, held_out: str, path: Path) -> None:

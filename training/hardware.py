@@ -3,11 +3,13 @@
 import os
 import platform
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from data.decode import allowed_cores
 from data.errors import InputError
@@ -23,14 +25,33 @@ def make_accelerator(config: Config) -> Accelerator:
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     set_threads()
     set_determinism(config.deterministic)
+    precision = choose_precision(config.precision, use_cpu)
+    timeout = timedelta(seconds=config.peer_timeout)
+    _meet_after_a_restart("gloo" if use_cpu else "nccl", timeout)
     return Accelerator(
         cpu=use_cpu,
-        mixed_precision=choose_precision(config.precision, use_cpu),
+        mixed_precision=precision,
         kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=timeout),
             # Running statistics do not enter training: rank 0's are broadcast before each evaluation instead.
-            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
+
+
+def _meet_after_a_restart(backend: str, timeout: timedelta) -> None:
+    """Form the process group under names of its own when torchrun has restarted the processes.
+
+    They meet in a store of torchrun's agent that outlives them. It still holds the addresses of the processes
+    before: the new ones would try to reach those (pytorch/pytorch#135712).
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    if not restarts or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.PrefixStore(f"restart-{restarts}", dist.TCPStore(address, port, timeout=timeout))
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
 
 
 def choose_precision(wanted: str, use_cpu: bool) -> str:

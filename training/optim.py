@@ -15,8 +15,9 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0},
     ]
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    if config.optimizer in ("sgd", "nesterov"):
+        nesterov = config.optimizer == "nesterov"
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
     return kind(groups, lr=config.lr)
 

@@ -3,28 +3,39 @@
 The first process has a Recorder, the others a NullRecorder: the training loop calls one or the other alike.
 """
 
+import os
+import socket
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
 import yaml
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data.errors import InputError
-from data.files import write_json, written_atomically
+from data.files import check_digest, write_atomically, write_digest, write_json
 from data.prepared import Prepared
-from training.checkpoint import load_newest_checkpoint, save_checkpoint, save_weights, weights_sha256
+from training.checkpoint import (
+    load_newest_checkpoint,
+    remove_remnants,
+    save_checkpoint,
+    save_weights,
+    weights_sha256,
+)
 from training.config import Config
 from training.engine import Trainer, pixel_statistics
 from training.hardware import device_name, versions
+from training.stopping import Stopped
 from training.tracking import Tracking
 
 
 class NullRecorder:
     """For all processes but the first."""
 
-    def newest_checkpoint(self) -> dict[str, Any] | None: ...
+    def open(self) -> dict[str, Any] | None: ...
 
     def begin(self, trainer: Trainer) -> None: ...
 
@@ -39,42 +50,61 @@ class NullRecorder:
 
     def finish(self, trainer: Trainer) -> None: ...
 
+    def stopped(self, trainer: Trainer, stopped: Stopped) -> None: ...
+
     def close(self) -> None: ...
 
 
 class Recorder(NullRecorder):
-    """For the first process.
-
-    Raises:
-        InputError: --resume forbids an existing run, or demands one.
-    """
+    """For the first process."""
 
     def __init__(self, config: Config, prepared: Prepared, accelerator: Accelerator):
         self.config, self.prepared, self.accelerator = config, prepared, accelerator
         self.folder = config.run_folder
         self.say: Callable[[str], None] = tqdm.write
-        exists = (self.folder / "config.yaml").exists()
-        if exists and config.resume == "never":
-            raise InputError(f"--resume never: {self.folder} exists; give another --name or remove it")
-        if not exists and config.resume == "must":
-            raise InputError(f"--resume must: there is no run in {self.folder}; check --name and --runs-dir")
+        self.lock = FileLock(self.folder / ".lock")  # the system frees it when its holder dies
+        self.holder = self.folder / ".pid"
+        self.metrics_lines: list[str] = []
         self.tracking: Tracking | None = None
 
-    def newest_checkpoint(self) -> dict[str, Any] | None:
-        return load_newest_checkpoint(self.folder / "checkpoints")
+    def open(self) -> dict[str, Any] | None:
+        """Take the run for this process, and return its newest checkpoint.
+
+        Raises:
+            InputError: --resume forbids an existing run, or demands one; another process has the run; no
+                checkpoint is whole.
+        """
+        exists = (self.folder / "config.yaml").exists()
+        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        if exists and self.config.resume == "never" and not restarted:
+            raise InputError(f"--resume never: {self.folder} exists; give another --name or remove it")
+        if not exists and self.config.resume == "must":
+            raise InputError(f"--resume must: there is no run in {self.folder}; check --name and --runs-dir")
+        self._take_lock()
+        remove_remnants(self.folder / "checkpoints")
+        state = load_newest_checkpoint(self.folder / "checkpoints")
+        if state is not None:
+            self.metrics_lines = state.pop("metrics_lines")
+        return state
+
+    def _take_lock(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.acquire(blocking=False)
+        except Timeout:
+            holder = self.holder.read_text(encoding="utf-8") if self.holder.exists() else "another process"
+            raise InputError(
+                f"--name {self.folder.name}: {holder} is training this run; give another --name, or wait"
+            ) from None
+        self.holder.write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
 
     def begin(self, trainer: Trainer) -> None:
         """Record the config, and take up metrics.jsonl where the trainer stands."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with written_atomically(self.folder / "config.yaml") as temporary:
-            values = asdict(self.config)
-            del values["recipe"]  # so that the file is a recipe itself
-            temporary.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-        self.tracking = Tracking(self.config, self.folder, self.say)
-        self.tracking.file.keep_until(trainer.progress.step)
+        self._write_config()
+        self.tracking = Tracking(self.config, self.folder, self.say, self.metrics_lines)
         config, accelerator = self.config, self.accelerator
         self.say(
-            f"{self.folder}: {config.model} on {config.dataset}, {len(trainer.train_ids)} training and "
+            f"{self.folder}: {config.model} on {config.dataset}, {len(trainer.stream.ids)} training and "
             f"{len(trainer.val_ids)} {'test' if config.split == 'test' else 'validation'} images; "
             f"{trainer.loader.name} loader; {accelerator.num_processes} x {accelerator.device.type}, "
             f"{accelerator.mixed_precision if accelerator.mixed_precision != 'no' else 'fp32'}"
@@ -82,12 +112,22 @@ class Recorder(NullRecorder):
         if trainer.progress.step:
             self.say(f"resuming after step {trainer.progress.step} of {config.epochs * trainer.steps_per_epoch}")
 
+    def _write_config(self) -> None:
+        path = self.folder / "config.yaml"
+        values = asdict(self.config)
+        del values["recipe"]  # so that the file is a recipe itself
+        content = yaml.safe_dump(values, sort_keys=False).encode()
+        if path.exists() and not check_digest(path):
+            print(f"warning: {path} is not as it was written; written anew", file=sys.stderr)
+        write_digest(path, content)
+        write_atomically(path, content)
+
     def progress_bar(self, trainer: Trainer) -> "tqdm[None]":
-        done = trainer.progress.step % trainer.steps_per_epoch
+        done = trainer.progress.step - trainer.progress.epoch * trainer.steps_per_epoch
         return tqdm(
             total=trainer.steps_per_epoch * self.config.batch_size,
             initial=done * self.config.batch_size,
-            desc=f"epoch {trainer.epoch + 1}/{self.config.epochs}",
+            desc=f"epoch {trainer.progress.epoch + 1}/{self.config.epochs}",
             unit="image",
             unit_scale=True,
             leave=False,
@@ -107,6 +147,8 @@ class Recorder(NullRecorder):
             self.say("  ".join(parts))
 
     def checkpoint(self, trainer: Trainer, state: dict[str, Any]) -> None:
+        assert self.tracking is not None
+        state = state | {"metrics_lines": self.tracking.file.lines}
         save_checkpoint(self.folder / "checkpoints", trainer.progress.step, state)
 
     def save_weights(self, trainer: Trainer, about: dict[str, Any]) -> None:
@@ -134,9 +176,19 @@ class Recorder(NullRecorder):
         score = "" if reached is None else f"accuracy {100 * reached:.2f} % in epoch {summary['best_epoch']}, "
         self.say(f"{self.folder}: finished; {score}{summary['seconds']:.0f} s")
 
+    def stopped(self, trainer: Trainer, stopped: Stopped) -> None:
+        assert self.tracking is not None
+        self.say(
+            f"{self.folder}: {stopped} after step {trainer.progress.step}; the same command goes on from there"
+        )
+        self.tracking.finish(at_once=True)
+
     def close(self) -> None:
         if self.tracking is not None:
             self.tracking.finish()
+        if self.lock.is_locked:
+            self.holder.unlink(missing_ok=True)
+            self.lock.release()
 
 
 def summarize(config: Config, accelerator: Accelerator, trainer: Trainer) -> dict[str, Any]:

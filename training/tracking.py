@@ -15,44 +15,53 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from requests.utils import get_netrc_auth
 
-from data.files import written_atomically
+from data.files import write_atomically
 from training.config import Config
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line; `kind` is "step" or "epoch"."""
+    """metrics.jsonl: one JSON object a line; `kind` is "step" or "epoch".
 
-    def __init__(self, path: Path):
-        self.path = path
+    The file is for the reader. A checkpoint holds its rows too, and those are what a resumed run goes on from:
+    what was written after the checkpoint comes again, and damage to the file is mended.
+
+    Args:
+        path: of the file.
+        lines: those of the checkpoint.
+    """
+
+    def __init__(self, path: Path, lines: list[str]):
+        self.path, self.lines = path, list(lines)
+        recorded = "".join(line + "\n" for line in lines).encode()
+        found = path.read_bytes() if path.exists() else b""
+        if not found.startswith(recorded):
+            print(f"warning: {path} is damaged; restored from the checkpoint", file=sys.stderr)
+        if found != recorded:
+            write_atomically(path, recorded)
 
     def rows(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
-
-    def keep_until(self, step: int) -> None:
-        """Drop what was written after optimizer step `step`: a resumed run writes it again."""
-        rows = []
-        for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
-            try:
-                row = json.loads(line)
-            except ValueError:  # the last line of a killed run may be cut short
-                break
-            if row["step"] <= step:
-                rows.append(line)
-        with written_atomically(self.path) as temporary:
-            temporary.write_text("".join(row + "\n" for row in rows), encoding="utf-8")
+        return [json.loads(line) for line in self.lines]
 
     def append(self, row: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self.lines.append(json.dumps(row))
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(self.lines[-1] + "\n")
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise
 
 
 class Tracking:
-    """The metrics file and the chosen tracker of the first process."""
+    """The metrics file and the chosen tracker of the first process.
 
-    def __init__(self, config: Config, folder: Path, say: Callable[[str], None]):
-        self.file = MetricsFile(folder / "metrics.jsonl")
+    Args:
+        lines: of metrics.jsonl, from the checkpoint that the run goes on from.
+        say: prints a line.
+    """
+
+    def __init__(self, config: Config, folder: Path, say: Callable[[str], None], lines: list[str] | None = None):
+        self.file = MetricsFile(folder / "metrics.jsonl", lines or [])
         self.tracker: Any = None
         self.say = say
         if config.tracker != "none":
@@ -66,9 +75,14 @@ class Tracking:
             step = None if self.tracker.name == "wandb" else row["step"]
             self._guard(lambda: self.tracker.log(values, step=step))
 
-    def finish(self) -> None:
+    def finish(self, at_once: bool = False) -> None:
+        """End the tracker's run. at_once: the run was asked to stop, and has seconds left."""
         if self.tracker is not None:
-            self._guard(self.tracker.finish)
+            if at_once and self.tracker.name == "wandb":
+                # W&B has no public way to change it after the start; what is not uploaded stays in its folder
+                self._guard(lambda: setattr(self.tracker.tracker._settings, "finish_timeout", 4))
+            self._guard(lambda: self.tracker.finish())
+            self.tracker = None
 
     def _start(self, config: Config, folder: Path) -> None:
         kind: Any = LOGGER_TYPE_TO_CLASS[config.tracker]

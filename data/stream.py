@@ -1,0 +1,120 @@
+"""What training sees: the global batches of each epoch, augmented; and a digest of them.
+
+    python -m data.stream --recipe recipes/cifar10.yaml --epochs 2
+
+prints one SHA-256 for each epoch, of the ids, augmented pixels and labels of all its steps. It takes the flags
+of train.py, trains nothing, and is the same for both loaders and any number of processes, workers and
+micro-batches: two machines that print the same feed their networks the same.
+"""
+
+import hashlib
+from collections.abc import Callable, Generator
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from data.augment import BatchTransform
+from data.errors import InputError
+from data.loaders import Batch, Loader
+from data.sampling import epoch_batches, micro_batches
+
+
+class Stream:
+    """This process' share of the batches of any epoch: a function of (ids, seed, epoch, step) alone.
+
+    Args:
+        loader: reads the images.
+        transform: augments them.
+        ids: int64 (n,), of the training images.
+        batch_size: images of a step over all processes.
+        seed: of the order.
+        accumulation: micro-batches of a step in each process.
+        rank, world_size: of this process.
+
+    Raises:
+        InputError: batch size, processes, accumulation and images do not fit together.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        transform: BatchTransform,
+        ids: Tensor,
+        batch_size: int,
+        seed: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        shares = world_size * accumulation
+        if batch_size % shares:
+            raise InputError(
+                f"--batch-size {batch_size} does not divide by {world_size} processes x --accumulation "
+                f"{accumulation}; choose a multiple of {shares}"
+            )
+        if batch_size == shares:
+            raise InputError(f"--batch-size {batch_size} leaves one image at a time, too few for BatchNorm")
+        if batch_size > len(ids):
+            raise InputError(f"--batch-size {batch_size} is more than the {len(ids)} training images")
+        self.loader, self.transform, self.ids = loader, transform, ids
+        self.batch_size, self.seed, self.accumulation = batch_size, seed, accumulation
+        self.rank, self.world_size = rank, world_size
+        self.steps_per_epoch = len(ids) // batch_size
+
+    def epoch(self, epoch: int, first_step: int = 0) -> Generator[list[Batch]]:
+        """The micro-batches of each step of an epoch from `first_step` on; images are floats, augmented."""
+        batches = epoch_batches(self.ids, self.batch_size, self.seed, epoch)[first_step:]
+        share = micro_batches(batches, self.rank, self.world_size, self.accumulation)
+        with closing(self.loader.read(list(share.flatten(0, 1)))) as reader:
+            for _ in range(len(share)):
+                yield [self._augmented(next(reader), epoch) for _ in range(self.accumulation)]
+
+    def _augmented(self, batch: Batch, epoch: int) -> Batch:
+        return batch._replace(images=self.transform.augment(batch.images, batch.ids, epoch))
+
+
+def epoch_digest(stream: Stream, epoch: int, gather: Callable[[Tensor], Tensor]) -> str:
+    """SHA-256 of (ids, pixels, labels) of each global batch of an epoch, in order.
+
+    Args:
+        gather: concatenates a tensor of every process, by rank; to be called by all of them.
+    """
+    digest = hashlib.sha256()
+    for step in stream.epoch(epoch):
+        # a global batch is cut into micro-batches first, and each of them over the processes
+        whole = [torch.cat([gather(batch[field].contiguous()) for batch in step]).cpu() for field in range(3)]
+        images, labels, ids = whole
+        for tensor in (ids, images, labels):
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def main() -> None:
+    import sys
+    from dataclasses import replace
+    from pathlib import Path
+
+    from data.loaders import make_loader
+    from data.prepared import prepare
+    from data.sources import find_source
+    from training.cli import one_line_errors
+    from training.config import parse_config
+    from training.engine import make_stream
+    from training.hardware import make_accelerator, threads_per_process
+
+    with one_line_errors(quiet_ranks=True):
+        # The pixels in fp32: the precision is the hardware's choice, and should not tell two machines apart.
+        config = replace(parse_config(sys.argv[1:]), precision="no")
+        accelerator = make_accelerator(config)
+        prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
+        workers = config.workers or threads_per_process()
+        loader, _ = make_loader(config.loader, prepared, accelerator.device, workers)
+        stream, _ = make_stream(config, accelerator, prepared, loader)
+    for epoch in range(config.epochs):
+        accelerator.print(f"epoch {epoch + 1}  {epoch_digest(stream, epoch, accelerator.gather)}")
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
