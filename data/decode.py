@@ -1,6 +1,7 @@
 """Image files to pixels, on all allowed cores."""
 
 import os
+import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,6 +16,8 @@ from data.errors import InputError
 from data.spec import IMAGE_SIZE
 
 _MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
+# By content, not by name: for EPS, say, Pillow would start another program.
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
 
 
 def allowed_cores() -> int:
@@ -31,21 +34,28 @@ def decode(path: Path) -> npt.NDArray[np.uint8]:
     another size are refused with InputError.
     """
     try:
-        with Image.open(path) as image:
-            raw_modes = {str(tile[3]) for tile in image.tile}  # RGB;16B and such where Pillow would drop bits
-            if image.mode not in _MODES or any(";16" in mode for mode in raw_modes):
-                raise InputError(f"{path}: mode {image.mode}, {raw_modes}; save it as an 8-bit RGB image")
-            if getattr(image, "n_frames", 1) > 1:
-                raise InputError(f"{path}: has several frames; save it as one 8-bit RGB image")
-            if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-                width, height = image.size
-                raise InputError(f"{path}: {width}x{height} pixels; expected {IMAGE_SIZE}x{IMAGE_SIZE}")
-            return np.asarray(image.convert("RGB"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, of sizes that are refused and alpha that is dropped here
+            return _pixels(path)
     except InputError:
         raise
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # on a damaged file Pillow raises nearly anything
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a readable image ({reason}); replace or remove it") from error
+
+
+def _pixels(path: Path) -> npt.NDArray[np.uint8]:
+    with Image.open(path, formats=_FORMATS) as image:
+        raw_modes = {str(tile[3]) for tile in image.tile}  # RGB;16B and such where Pillow would drop bits
+        if image.mode not in _MODES or any(";16" in mode for mode in raw_modes):
+            kind = f"mode {image.mode}" if image.mode not in _MODES else f"16-bit {image.mode}"
+            raise InputError(f"{path}: {kind} is not read; save it as an 8-bit RGB image")
+        if getattr(image, "n_frames", 1) > 1:
+            raise InputError(f"{path}: has several frames; save it as one 8-bit RGB image")
+        if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+            width, height = image.size
+            raise InputError(f"{path}: {width}x{height} pixels; expected {IMAGE_SIZE}x{IMAGE_SIZE}: resize it")
+        return np.asarray(image.convert("RGB"))
 
 
 def decode_many(paths: Sequence[Path]) -> npt.NDArray[np.uint8]:

@@ -5,12 +5,12 @@ compile, so augmentation runs on whole batches in torch. What else of FFCV has t
 said where it is handled.
 """
 
-import json
+import io
 import queue
 from collections.abc import Generator, Sequence
-from contextlib import suppress
 from multiprocessing import Value
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -26,7 +26,7 @@ from ffcv.writer import DatasetWriter
 from torch import Tensor
 
 from data.decode import allowed_cores
-from data.files import sha256_of, write_json, written_atomically
+from data.files import read_json, sha256_of, write_json, written_atomically
 from data.loaders import Batch, ids_on_device
 from data.prepared import Prepared, cache_lock
 
@@ -149,7 +149,7 @@ def whole_beton(prepared: Prepared) -> Path:
 
 def _matches(path: Path, record: Path, digest: str) -> bool:
     try:
-        expected = json.loads(record.read_text(encoding="utf-8"))
+        expected = read_json(record)
         return expected["data"] == digest and expected["sha256"] == sha256_of(path)
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -166,25 +166,49 @@ class _Samples:
         return len(self.prepared.labels)
 
 
+class _Allocator(MemoryAllocator):
+    """FFCV's writes a page with one unbuffered call, and takes no notice when a full disk took a part of it."""
+
+    def __enter__(self) -> None:
+        self.fp = _WholeWrites(self.fname, "a")
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        with self.fp:
+            if error is None:
+                self.flush_page()
+
+
+class _WholeWrites(io.FileIO):
+    """Writes all bytes or raises the error, where FileIO writes what there is room for."""
+
+    def write(self, content: Any) -> int:
+        left = memoryview(content)
+        while left:
+            left = left[super().write(left) :]
+        return len(content)
+
+
 class _Writer(DatasetWriter):
     """FFCV's writer, in this process: it would wait for good for a worker that failed, on a full disk say."""
 
     def _write_common(self, num_samples, queue_content, work_fn, extra_worker_args):  # type: ignore[no-untyped-def]
         self.num_samples = num_samples
         self.prepare()
-        try:
-            work: queue.Queue[Any] = queue.Queue()
-            for chunk in [*queue_content, None]:
-                work.put(chunk)
-            allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
-            done: queue.Queue[Any] = queue.Queue()
-            shared = (work, self.metadata_sm, self.metadata_type, self.fields, allocator, Value("Q", 0), done)
-            work_fn(*shared, *extra_worker_args)
-            self.finalize(done.get())
-        finally:
-            self.metadata_sm.unlink()
-            with suppress(BufferError):  # after a failure its traceback still refers to the memory
-                self.metadata_sm.close()
+        self._use_own_memory()
+        work: queue.Queue[Any] = queue.Queue()
+        for chunk in [*queue_content, None]:
+            work.put(chunk)
+        allocator = _Allocator(self.fname, self.data_region_start, self.page_size)
+        done: queue.Queue[Any] = queue.Queue()
+        given = (work, self.metadata_sm, self.metadata_type, self.fields, allocator, Value("Q", 0), done)
+        work_fn(*given, *extra_worker_args)
+        self.finalize(done.get())
+
+    def _use_own_memory(self) -> None:
+        """In place of shared memory: one process needs none, and an error's traceback would keep it open."""
+        self.metadata_sm.close()
+        self.metadata_sm.unlink()
+        self.metadata_sm = SimpleNamespace(buf=bytearray(self.num_samples * self.metadata_type.itemsize))
 
 
 def _write(prepared: Prepared, path: Path) -> None:

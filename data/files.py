@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,45 @@ def written_atomically(path: Path) -> Iterator[Path]:
     When the body raises, `path` keeps its former content and no temporary file stays behind.
 
     Raises:
-        OSError: with `path` as its file name, where the error itself names none (a full disk).
+        OSError: with `path` as its file name, where the error itself names the temporary file or none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
     try:
         yield temporary
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
+        _sync_file(temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None or str(error.filename) == str(temporary):
             error.filename = str(path)
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk: what failed there before is what is told
+            temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Make `content` the content of `path`, or leave `path` as it is."""
     with written_atomically(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_with_digest(path: Path, content: bytes | memoryview) -> None:
+    """As `write_atomically`, with <path>.sha256 beside it.
+
+    A digest without its file means nothing, a file without its digest is damaged: so the digest is there first.
+    It comes when the disk has taken the content, so that a full disk leaves a former pair as it is.
+    """
+    with written_atomically(path) as temporary:
+        temporary.write_bytes(content)
+        _sync_file(temporary)
+        write_digest(path, content)
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb+") as handle:
+        os.fsync(handle.fileno())
 
 
 def sync_folder(folder: Path) -> None:
@@ -65,22 +82,43 @@ def _digest_file(path: Path) -> Path:
 
 def write_digest(path: Path, content: bytes | memoryview) -> None:
     """Write <path>.sha256, as `sha256sum --check` reads it, for a `path` that will have this content."""
-    line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n"
-    write_atomically(_digest_file(path), line.encode())
+    write_atomically(_digest_file(path), _digest_line(path, hashlib.sha256(content).hexdigest()))
+
+
+def _digest_line(path: Path, sha256: str) -> bytes:
+    return f"{sha256}  ".encode() + os.fsencode(path.name) + b"\n"
 
 
 def check_digest(path: Path) -> bool:
-    """Whether the content of `path` is the one that <path>.sha256 was written for; False without such a file.
+    """Whether <path>.sha256 is what `write_digest` writes for the content of `path`; False without such a file.
 
     Raises:
         OSError: `path` cannot be read.
     """
     try:
-        recorded = _digest_file(path).read_text(encoding="ascii").split()
-    except (FileNotFoundError, UnicodeDecodeError):
+        recorded = _digest_file(path).read_bytes()
+    except FileNotFoundError:
         return False
-    return recorded[:1] == [sha256_of(path)]
+    return recorded == _digest_line(path, sha256_of(path))
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomically(path, _json(value))
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        ValueError: the file is not JSON, or not to the byte as `write_json` writes it.
+        OSError: it cannot be read.
+    """
+    content = path.read_bytes()
+    value = json.loads(content)
+    if _json(value) != content:
+        raise ValueError(f"{path}: not as it was written")
+    return value
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -8,6 +8,7 @@
 An image's id is its position in these arrays.
 """
 
+import errno
 import hashlib
 import io
 import json
@@ -23,7 +24,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from data.decode import decode_stream
-from data.files import sha256_of, sync_folder, write_atomically, write_json, written_atomically
+from data.files import read_json, sha256_of, sync_folder, write_atomically, write_json, written_atomically
 from data.sources import Contents, Source
 from data.spec import IMAGE_SIZE
 
@@ -76,7 +77,8 @@ def prepare(source: Source, cache_dir: Path) -> Prepared:
             _build(source, source.signature(), folder)
             meta = _whole(folder, None)
         if meta is None:
-            raise OSError(f"{folder}: the cache just written does not match its digests; check the disk")
+            reason = "the cache just written does not match its digests; check the disk"
+            raise OSError(errno.EIO, reason, str(folder))
         return Prepared(
             folder=folder,
             images=np.load(folder / "images.npy", mmap_mode="r"),
@@ -98,7 +100,7 @@ def cache_lock(folder: Path) -> FileLock:
 def _whole(folder: Path, signature: str | None) -> dict[str, Any] | None:
     """The cache's meta.json if its files have their digests, and belong to `signature` if one is given."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = read_json(folder / "meta.json")
         if meta.pop("sha256") != _digest_of(meta):
             return None
         if meta["format"] != _FORMAT or (signature is not None and meta["signature"] != signature):
@@ -137,9 +139,14 @@ def _build(source: Source, signature: str, folder: Path) -> None:
             "digest": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
         }
         write_json(temporary / "meta.json", meta | {"sha256": _digest_of(meta)})
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         os.replace(temporary, folder)
         sync_folder(folder.parent)
+    except OSError as error:  # a full disk: the temporary folder is gone when this is read
+        if str(error.filename).startswith(str(temporary)):
+            error.filename = str(folder)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -3,6 +3,8 @@
 Ids are the positions of the images in the prepared data set. Everything here runs before any loader.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from data.errors import InputError
 from data.keyed import random_bits, random_permutation
 
 
-def split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def split(labels: Tensor, fraction: float, seed: int, classes: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
     """Part training ids from validation ids, class by class.
 
     Within each class the ids with the smallest hashes of (seed, id) go to validation: `fraction` of the
@@ -20,6 +22,7 @@ def split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
         labels: int64 (n,), the class of each training image; position is id.
         fraction: share of the validation set, between 0 and 1.
         seed: chooses the split.
+        classes: their names, for the message.
 
     Returns:
         Training and validation ids, each int64, ascending; disjoint, and together all n.
@@ -32,7 +35,8 @@ def split(labels: Tensor, fraction: float, seed: int) -> tuple[Tensor, Tensor]:
     for label in labels.unique().tolist():
         ids = (labels == label).nonzero().squeeze(1)
         if len(ids) < 2:
-            raise InputError(f"class {label} has one image: it cannot be split; add images or use --split none")
+            name = repr(classes[label]) if classes else label
+            raise InputError(f"class {name} has one image: it cannot be split; add images or use --split none")
         count = min(max(round(fraction * len(ids)), 1), len(ids) - 1)
         held_out[ids[torch.argsort(bits[ids], stable=True)[:count]]] = True
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
@@ -64,7 +68,8 @@ def micro_batches(batches: Tensor, rank: int, world_size: int, accumulation: int
         int64 (steps, accumulation, batch_size / (world_size x accumulation)).
     """
     steps, batch_size = batches.shape
-    return batches.view(steps, accumulation, world_size, -1)[:, :, rank]
+    size = batch_size // (world_size * accumulation)  # -1 would be no size where no steps are left
+    return batches.view(steps, accumulation, world_size, size)[:, :, rank]
 
 
 def evaluation_batches(ids: Tensor, batch_size: int, rank: int = 0, world_size: int = 1) -> list[Tensor]:

@@ -5,8 +5,13 @@
 """
 
 import hashlib
+import io
 import os
 import re
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from data.errors import InputError
+from data.labels import label_table
 from data.spec import SPECS, DatasetSpec
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -53,7 +59,8 @@ class Source(Protocol):
 
 def natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
     """Sort key under which 2.png comes before 10.png; 1.png and 01.png have an order, too."""
-    parts = [part for part in re.split(r"([0-9]+)", name) if part]
+    # 18 digits: int() refuses thousands, which a label may have
+    parts = [part for part in re.split(r"([0-9]{1,18})", name) if part]
     return [(0, int(part)) if part.isascii() and part.isdigit() else (1, part) for part in parts], name
 
 
@@ -66,22 +73,37 @@ def numbered_images(folder: Path) -> dict[int, Path]:
     images: dict[int, Path] = {}
     for entry in _image_entries(folder):
         path = Path(entry.path)
-        if not path.stem.isdecimal():
+        if not re.fullmatch("[0-9]{1,18}", path.stem):
             raise InputError(f"{path}: the name is not a number; expected names such as 1{path.suffix}")
         if int(path.stem) in images:
             raise InputError(f"{path}: a second image with the number {int(path.stem)}; remove one of them")
         images[int(path.stem)] = path
     if not images:
-        raise InputError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder")
+        raise InputError(
+            f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder; add some, or give another"
+        )
     return dict(sorted(images.items()))
 
 
-def _image_entries(folder: Path) -> list["os.DirEntry[str]"]:
+@contextmanager
+def _readable(place: Path) -> Iterator[None]:
+    """InputError for what the system does not let us read; `place` is named where the system names no file."""
     try:
-        with os.scandir(folder) as entries:
-            return [e for e in entries if e.name.lower().endswith(IMAGE_SUFFIXES) and e.is_file()]
+        yield
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read: {error.strerror}") from error
+        reason = error.strerror or " ".join(str(error).split())
+        raise InputError(
+            f"{error.filename or place}: cannot be read: {reason}; check its name, permissions and links"
+        ) from error
+
+
+def _image_entries(folder: Path) -> list["os.DirEntry[str]"]:
+    with _readable(folder), os.scandir(folder) as entries:
+        images = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+        for entry in images:
+            if entry.is_symlink():
+                entry.stat()  # a link to nothing would else be an image that is silently left out
+        return [entry for entry in images if entry.is_file()]
 
 
 def _digest(parts: list[str]) -> str:
@@ -92,7 +114,8 @@ def _describe(folder: Path) -> list[str]:
     """Name, size and time of change of each image of a folder."""
     described = []
     for entry in _image_entries(folder):
-        status = entry.stat()
+        with _readable(folder):
+            status = entry.stat()
         described.append(f"{entry.name}|{status.st_size}|{status.st_mtime_ns}")
     return sorted(described)
 
@@ -100,30 +123,12 @@ def _describe(folder: Path) -> list[str]:
 def read_labels(path: Path) -> pd.Series:
     """The labels of a CSV file with the columns id and label, indexed by id, as written.
 
-    A byte order mark, CRLF line ends and quoted fields are accepted.
+    A byte order mark, CRLF line ends, quoted fields and empty lines are accepted.
+
+    Raises:
+        InputError: with the row, counted as an editor counts lines.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: cannot be read as CSV: {' '.join(str(error).split())}") from error
-    if list(table.columns) != ["id", "label"]:
-        header = " ".join(",".join(map(str, table.columns)).split())
-        raise InputError(f"{path}: the header is {header}; expected id,label")
-    if not isinstance(table.index, pd.RangeIndex):
-        raise InputError(f"{path}: the rows have more fields than the header; expected id,label")
-    wrong = ~table["id"].str.fullmatch(r"\d{1,18}")
-    if wrong.any():
-        row = int(wrong.idxmax())
-        raise InputError(f"{path}, row {row + 2}: the id {table['id'][row]!r} is not a number")
-    table["id"] = table["id"].astype("int64")
-    empty = table["label"].isna() | (table["label"] == "")
-    if empty.any():
-        raise InputError(f"{path}, row {int(empty.idxmax()) + 2}: no label")
-    twice = table["id"].duplicated()
-    if twice.any():
-        row = int(twice.idxmax())
-        raise InputError(f"{path}, row {row + 2}: the id {table['id'][row]} occurs twice")
-    return table.set_index("id")["label"]
+    return label_table(path)["label"]
 
 
 class KaggleFolder:
@@ -147,33 +152,50 @@ class KaggleFolder:
     def signature(self) -> str:
         parts = []
         for name, table in self.splits:
-            parts += [hashlib.sha256(table.read_bytes()).hexdigest(), *_describe(self.folder / name)]
+            with _readable(table):
+                parts.append(hashlib.sha256(table.read_bytes()).hexdigest())
+            parts += _describe(self.folder / name)
         return _digest(parts)
 
     def load(self) -> Contents:
-        tables = {name: read_labels(path) for name, path in self.splits}
-        classes = self.spec.classes if self.spec else tuple(sorted(set(tables["train"]), key=natural_order))
+        tables = {name: label_table(path) for name, path in self.splits}
+        found = sorted(set(tables["train"]["label"]), key=natural_order)
+        classes = self.spec.classes if self.spec else tuple(found)
         splits = {name: self._split(name, path, tables[name], classes) for name, path in self.splits}
-        return Contents(classes, splits["train"], splits.get("test", Split()), self.spec)
+        train, test = splits["train"], splits.get("test", Split())
+        _check_classes_of_test(train, test, classes, self.folder / "testLabels.csv")
+        return Contents(classes, train, test, self.spec)
 
-    def _split(self, name: str, path: Path, table: pd.Series, classes: tuple[str, ...]) -> Split:
+    def _split(self, name: str, path: Path, table: pd.DataFrame, classes: tuple[str, ...]) -> Split:
         images = numbered_images(self.folder / name)
         unlabelled = sorted(images.keys() - set(table.index))
         if unlabelled:
-            raise InputError(f"{images[unlabelled[0]]}: no row with id {unlabelled[0]} in {path}")
-        missing = sorted(set(table.index) - images.keys())
-        if missing:
-            raise InputError(f"{path}: id {missing[0]} has no image in {self.folder / name}")
-        codes = pd.Index(classes).get_indexer(pd.Index(table)).astype(np.int64)  # -1: unknown
+            number = unlabelled[0]
+            raise InputError(f"{images[number]}: no row with id {number} in {path}; add it, or remove the image")
+        missing = table.index.difference(list(images))
+        if len(missing):
+            where = f"{path}, row {table['row'][missing[0]]}"
+            folder = self.folder / name
+            raise InputError(f"{where}: id {missing[0]} has no image in {folder}; add it, or remove the row")
+        codes = pd.Index(classes).get_indexer(pd.Index(table["label"])).astype(np.int64)  # -1: unknown
         if (codes < 0).any():
-            row = int((codes < 0).argmax())
-            raise InputError(f"{path}, row {row + 2}: unknown class {table.iloc[row]!r}; {_known(classes)}")
+            label, row = table.iloc[int((codes < 0).argmax())]
+            raise InputError(f"{path}, row {row}: unknown class {label!r}; {_known(classes)}")
         by_id = pd.Series(codes, index=table.index)
         return Split(list(images.values()), by_id.loc[list(images)].to_numpy())
 
 
 def _known(classes: tuple[str, ...]) -> str:
-    return f"known are {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
+    return f"expected one of {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
+
+
+def _check_classes_of_test(train: Split, test: Split, classes: tuple[str, ...], place: Path) -> None:
+    """InputError if the test images, where there are any, lack a class: its F1 would count as 0 in the mean."""
+    absent = sorted(set(train.labels.tolist()) - set(test.labels.tolist()))
+    if len(test.labels) and absent:
+        raise InputError(
+            f"{place}: no test images of the class {classes[absent[0]]!r}; add some, or do without test images"
+        )
 
 
 class ClassFolders:
@@ -207,7 +229,9 @@ class ClassFolders:
         test = self._split(self.test, classes) if self.test and self.test.is_dir() else Split()
         absent = sorted(set(range(len(classes))) - set(train.labels.tolist()))
         if absent:
-            raise InputError(f"{self.train}: no images of the class {classes[absent[0]]!r}")
+            raise InputError(f"{self.train}: no images of the class {classes[absent[0]]!r}; add some")
+        if self.test:
+            _check_classes_of_test(train, test, classes, self.test)
         return Contents(classes, train, test, self.spec)
 
     def _split(self, root: Path, classes: tuple[str, ...]) -> Split:
@@ -224,9 +248,14 @@ class ClassFolders:
 
 def _class_folders(root: Path) -> list[Path]:
     """The folders in `root` that hold images, in natural order."""
-    if not root.is_dir():
-        return []
-    folders = [sub for sub in root.iterdir() if sub.is_dir() and not sub.name.startswith(".")]
+    with _readable(root):
+        if not root.is_dir():
+            return []
+        entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+        for entry in entries:
+            if entry.is_symlink():
+                entry.stat()  # a link to nothing would else be a class that is silently left out
+        folders = [entry for entry in entries if entry.is_dir()]
     return sorted((sub for sub in folders if _image_entries(sub)), key=lambda sub: natural_order(sub.name))
 
 
@@ -255,11 +284,17 @@ class TorchvisionArchive:
         from torchvision import datasets  # seconds to import, and needed only here
 
         kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.spec.name]
+        places = [self.folder / self._archives[self.spec.name], self.folder / self._batches[self.spec.name]]
+        absent = [place for place in (*places, self.folder) if not place.exists()]
+        # torchvision draws its progress into logs, too
+        progress = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
         splits = []
         for train in (True, False):
             try:
-                archive: Any = kind(str(self.folder), train=train, download=True)
+                with progress:
+                    archive: Any = kind(str(self.folder), train=train, download=True)
             except (OSError, RuntimeError) as error:
+                _discard(absent)  # a part of an archive is of no use to anybody
                 reason = " ".join(str(error).split())
                 raise InputError(
                     f"{self.folder}: {self.spec.name} could not be downloaded or read ({reason}); place "
@@ -269,6 +304,18 @@ class TorchvisionArchive:
                 raise InputError(f"{self.folder}: the archive's classes are not those of {self.spec.name}")
             splits.append(Split(archive.data, np.array(archive.targets, dtype=np.int64)))
         return Contents(self.spec.classes, splits[0], splits[1], self.spec)
+
+
+def _discard(places: list[Path]) -> None:
+    """Remove files, and folders that are empty or torchvision's."""
+    for place in places:
+        with suppress(OSError):
+            if not place.is_dir():
+                place.unlink()
+            elif place.name in TorchvisionArchive._batches.values():
+                shutil.rmtree(place)
+            else:
+                place.rmdir()
 
 
 class BuiltInShapes:
@@ -302,19 +349,19 @@ def find_source(dataset: str, folder: Path) -> Source:
     if dataset == "shapes":
         return BuiltInShapes()
     spec = SPECS.get(dataset)
-    if KaggleFolder.recognises(folder):
-        return KaggleFolder(folder, spec)
-    if spec and TorchvisionArchive.recognises(folder, spec):
-        return TorchvisionArchive(folder, spec)
-    if folder.is_dir() and ClassFolders.recognises(folder):
-        return ClassFolders(folder, spec)
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if spec and empty:
-        return TorchvisionArchive(folder, spec)
+    with _readable(folder):
+        if os.path.lexists(folder) and not folder.is_file():
+            next(folder.iterdir(), None)  # a folder without permission, or a link to nothing, ends here
+        if KaggleFolder.recognises(folder):
+            return KaggleFolder(folder, spec)
+        if spec and TorchvisionArchive.recognises(folder, spec):
+            return TorchvisionArchive(folder, spec)
+        if folder.is_dir() and ClassFolders.recognises(folder):
+            return ClassFolders(folder, spec)
+        state = "has none of" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
+        if spec and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))):
+            return TorchvisionArchive(folder, spec)
     looked_for = ["train/*.png with trainLabels.csv", "train/<class>/*.png", "<class>/*.png"]
     if spec:
         looked_for.insert(1, TorchvisionArchive._batches[dataset])
-    state = (
-        "does not exist" if not folder.exists() else "is not a folder" if not folder.is_dir() else "has none of"
-    )
     raise InputError(f"--data-dir {folder} {state}: looked for {'; '.join(looked_for)}")

@@ -54,9 +54,14 @@ class Stream:
                 f"{accumulation}; choose a multiple of {shares}"
             )
         if batch_size == shares:
-            raise InputError(f"--batch-size {batch_size} leaves one image at a time, too few for BatchNorm")
+            raise InputError(
+                f"--batch-size {batch_size} leaves one image at a time, too few for BatchNorm; choose a multiple "
+                f"of {shares} from {2 * shares} on"
+            )
         if batch_size > len(ids):
-            raise InputError(f"--batch-size {batch_size} is more than the {len(ids)} training images")
+            raise InputError(
+                f"--batch-size {batch_size} is more than the {len(ids)} training images; choose at most that many"
+            )
         self.loader, self.transform, self.ids = loader, transform, ids
         self.batch_size, self.seed, self.accumulation = batch_size, seed, accumulation
         self.rank, self.world_size = rank, world_size

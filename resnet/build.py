@@ -75,7 +75,7 @@ def load_pretrained(model: nn.Module, path: str | PathLike[str]) -> None:
     ]
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise ValueError(f"{path} does not fit the network: {'; '.join(problems[:4])}{more}")
+        raise ValueError(f"{path} does not fit the network of --model and --stem: {'; '.join(problems[:4])}{more}")
     model.load_state_dict(weights, strict=False)
 
 

@@ -3,9 +3,11 @@
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -14,17 +16,37 @@ TINY += ["--loader", "resident", "--precision", "no", "--tracker", "none", "--sc
 """Flags of a run of seconds on `images`."""
 
 
-def command(*arguments: object, processes: int = 0) -> list[str]:
-    """The command line of a script as a user would start it; 0 processes: without a launcher."""
+def command(*arguments: object, processes: int = 0, launch: Sequence[object] = ()) -> list[str]:
+    """The command line of a script as a user would start it; 0 processes: without a launcher.
+
+    launch: more flags of the launcher.
+    """
     launcher: list[object] = []
     if processes:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         launcher = ["-m", "accelerate.commands.accelerate_cli", "launch"]
         launcher += ["--config_file", "accelerate_config.yaml", "--num_processes", processes]
-        launcher += ["--main_process_port", port]
+        launcher += ["--main_process_port", free_port(), *launch]
     return [sys.executable, *map(str, [*launcher, *arguments])]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_until(condition: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+    """Wait for what a running process is to bring about; fail when it ends before."""
+    while not condition():
+        assert process.poll() is None, "the process ended before"
+        time.sleep(0.01)
+
+
+def family(process: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """A process and all that descend from it, the youngest first."""
+    parent = psutil.Process(process.pid)
+    return [*reversed(parent.children(recursive=True)), parent]
 
 
 def run_script(*arguments: object, processes: int = 0) -> "subprocess.CompletedProcess[str]":

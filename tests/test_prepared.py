@@ -147,7 +147,7 @@ EVERY_SOURCE = ("kaggle", "one level", "two levels", "cifar10 archive", "cifar10
 def make_source(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Source, Pixels, Pixels]:
     """A source with several images in each class, and its training and test pixels as they were written."""
     if kind == "kaggle":
-        pixels = write_kaggle(folder, ["cat", "dog"] * 10, ["dog"] * 7)
+        pixels = write_kaggle(folder, ["cat", "dog"] * 10, ["dog", "cat", "dog"] * 2)
         return find_source("folder", folder), *pixels
     if kind == "one level":
         train = write_class_folder(folder, ["a", "b", "c"], 7)
@@ -320,7 +320,7 @@ def test_changes_of_class_folders_are_noticed(tmp_path: Path, cache: Path, level
     save_image(root / "c" / "1.png", random_images(1, seed=8)[0])
     seen.append(digest())
     if levels == 2:
-        save_image(folder / "test" / "a" / "1.png", random_images(1, seed=7)[0])
+        write_class_folder(folder / "test", ["a", "b", "c"], 1, seed=7)
         seen.append(digest())
     assert len(set(seen)) == len(seen)
 

@@ -1,12 +1,14 @@
 """Several processes: started as on a multi-GPU machine, with accelerate_config.yaml, here over gloo."""
 
 import json
+import subprocess
 
+import psutil
 import pytest
 import torch
 
-from tests.conftest import TINY, run_script
-from tests.test_train import rows, summary
+from tests.conftest import ROOT, TINY, command, run_script, wait_until
+from tests.test_train import rows, summary, without_times
 from training.checkpoint import load_newest_checkpoint
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="would take the GPUs of this machine instead")
@@ -60,8 +62,34 @@ def test_evaluation_counts_each_image_once_on_any_number_of_processes(pair, thre
         assert alone["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
 
 
-def test_the_same_command_gives_the_same_bits(pair, train_tiny):
-    assert summary(train_tiny("pair-again", processes=2))["weights_sha256"] == summary(pair)["weights_sha256"]
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_the_same_command_gives_the_same_bits(train_tiny, processes):
+    first, second = (
+        summary(train_tiny(f"{processes}-{time}", "--epochs", 1, processes=processes)) for time in (1, 2)
+    )
+    assert first["world_size"] == processes
+    assert first["weights_sha256"] == second["weights_sha256"]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_lost_process_makes_the_job_restart_by_itself_to_the_same_bits(request, images, tmp_path, processes):
+    """Under --max_restarts 3 the last process is killed twice, each time in mid-epoch."""
+    whole = request.getfixturevalue({2: "pair", 3: "three"}[processes])
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "killed"]
+    arguments = ["train.py", *TINY, *where, "--log-every", 1, "--checkpoint-every-steps", 4, "--resume", "never"]
+    job = command(*arguments, processes=processes, launch=["--max_restarts", 3])
+    checkpoints = tmp_path / "killed/checkpoints"
+    process = subprocess.Popen(job, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    for step in (4, 15):
+        wait_until((checkpoints / f"step-{step:08d}.pt").exists, process)
+        last_rank = max(psutil.Process(process.pid).children(), key=lambda child: child.create_time())
+        last_rank.kill()
+    _, told = process.communicate(timeout=600)
+    assert process.returncode == 0, told
+    assert told.count("lost contact with another process") >= 1
+    assert summary(tmp_path / "killed")["weights_sha256"] == summary(whole)["weights_sha256"]
+    for kind in ("step", "epoch"):
+        assert without_times(rows(tmp_path / "killed", kind)) == without_times(rows(whole, kind))
 
 
 def test_processes_and_accumulation_cut_a_batch_alike(pair, train_tiny):

@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from data.errors import InputError
-from data.files import check_digest, write_atomically, write_digest
+from data.files import check_digest, write_atomically, write_with_digest
 from resnet import build_model
 
 KEPT_CHECKPOINTS = 2
@@ -29,9 +29,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     path = folder / f"step-{step:08d}.pt"
     serialized = io.BytesIO()
     torch.save(state, serialized)
-    # The digest first: a checkpoint that stands under its final name then always has one.
-    write_digest(path, serialized.getbuffer())
-    write_atomically(path, serialized.getbuffer())
+    write_with_digest(path, serialized.getbuffer())
     for old in _checkpoints(folder)[KEPT_CHECKPOINTS:]:
         old.unlink()
     remove_remnants(folder)
@@ -55,14 +53,15 @@ def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
         InputError: there are checkpoints, and none is whole.
     """
     found = _checkpoints(folder)
-    for path in found:
+    for age, path in enumerate(found):
         try:
             if check_digest(path):
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+                for damaged in found[:age]:
+                    print(f"warning: {damaged} is damaged; going on from {path.name}", file=sys.stderr)
                 return state
         except (OSError, RuntimeError, pickle.UnpicklingError):
             pass
-        print(f"warning: {path} is damaged; trying an older checkpoint", file=sys.stderr)
     if found:
         raise InputError(f"{folder}: no checkpoint is whole; remove the run's folder to start it again")
     return None

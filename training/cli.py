@@ -16,7 +16,7 @@ class RunError(RuntimeError):
 
 @contextmanager
 def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
-    """Turn InputError into exit code 2 and RunError into exit code 1.
+    """Turn InputError into exit code 2; RunError, and an OSError that the disk is to blame for, into 1.
 
     quiet_ranks: every process meets the same error (a mistaken flag), so that one on each machine tells.
     """
@@ -26,13 +26,14 @@ def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
         rank = int(os.environ.get("RANK", "0"))
         if os.environ.get("LOCAL_RANK", "0") == "0" or not quiet_ranks:
             where = f" (rank {rank})" if rank else ""
-            print(f"error{where}: {error}", file=sys.stderr)
+            print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
     except OSError as error:  # a full disk, a folder without write permission
         if error.filename is None and error.errno is None:
             raise
         print(f"error: {error.filename or 'writing failed'}: {error.strerror}", file=sys.stderr)
-        raise SystemExit(1) from None
+        mistaken = isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError))  # a path in a flag
+        raise SystemExit(2 if mistaken else 1) from None
 
 
 class OneLineParser(argparse.ArgumentParser):

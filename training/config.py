@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+import yaml
 from docstring_parser import parse_from_object
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
@@ -119,6 +120,8 @@ class Config:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(Config).items():
             value = getattr(self, name)
+            if not _is_of_type(value, kind):
+                raise InputError(f"{flag(name)} {value}: expected {_TYPES.get(kind, 'a text')}")
             if kind is float and not math.isfinite(value):
                 raise InputError(f"{flag(name)} {value}: expected a finite number")
             allowed = getattr(kind, "__args__", ())
@@ -156,6 +159,19 @@ class Config:
     def result_fields(self) -> dict[str, Any]:
         """The fields that change what is computed: a resumed run must agree in them."""
         return {name: value for name, value in asdict(self).items() if name not in _WITHOUT_EFFECT_ON_RESULTS}
+
+
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", list[int]: "a list of whole numbers"}
+
+
+def _is_of_type(value: object, kind: Any) -> bool:
+    if kind == list[int]:
+        return isinstance(value, list) and all(_is_of_type(entry, int) for entry in value)
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind if isinstance(kind, type) else str)
 
 
 _SMALLEST = sys.float_info.min
@@ -213,26 +229,56 @@ def parse_config(arguments: list[str]) -> Config:
     Raises:
         InputError: naming the flag, or the recipe's file and field.
     """
-    parser = make_parser()
+    parser, recipes = make_parser(), _recipes(arguments)
+    for recipe in recipes:
+        _check_recipe(Path(recipe))
     try:
         values = parser.parse_args(arguments).as_dict()
-    except (ArgumentError, UnicodeDecodeError) as error:
-        raise InputError(f"{_faulty_recipe(parser, arguments)}{_one_line(error)}; see train.py --help") from error
-    recipes = values.pop("recipe") or []
-    for path in (Path(str(recipe)) for recipe in recipes):
-        if path.with_name(f"{path.name}.sha256").exists() and not check_digest(path):
-            raise InputError(f"{path}: not as the run wrote it; to use a changed copy, give it another name")
-    return Config(**values, recipe=Path(str(recipes[-1])).stem if recipes else "")
+    except _UNPARSABLE as error:
+        raise InputError(f"{_faulty_recipe(parser, recipes)}{_one_line(error)}; see train.py --help") from error
+    del values["recipe"]
+    try:
+        return Config(**values, recipe=Path(recipes[-1]).stem if recipes else "")
+    except InputError as error:
+        flag_in_error = str(error).split()[0]
+        if recipes and not any(argument.split("=")[0] == flag_in_error for argument in arguments):
+            raise InputError(f"{recipes[-1]}: {error}") from error
+        raise
 
 
-def _faulty_recipe(parser: ArgumentParser, arguments: list[str]) -> str:
-    """The recipe that cannot be parsed even alone, if one is to blame."""
+_UNPARSABLE = (ArgumentError, UnicodeDecodeError, RecursionError)
+
+
+def _recipes(arguments: list[str]) -> list[str]:
+    """The values of --recipe on a command line."""
     joined = [argument.removeprefix("--recipe=") for argument in arguments if argument.startswith("--recipe=")]
     apart = [value for name, value in zip(arguments, arguments[1:], strict=False) if name == "--recipe"]
-    for recipe in joined + apart:
+    return joined + apart
+
+
+def _check_recipe(path: Path) -> None:
+    """InputError for what the parser would take for something else, or tell in a way that helps nobody."""
+    if not path.is_file():  # the parser would take it for YAML
+        raise InputError(f"--recipe {path}: no such file; expected a YAML file as in recipes/")
+    if path.with_name(f"{path.name}.sha256").exists() and not check_digest(path):
+        raise InputError(f"{path}: not as the run wrote it; to use a changed copy, give it another name")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        return  # the parser tells where
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected lines such as `lr: 0.1`, as in recipes/")
+    for name, value in content.items():
+        if value is None:
+            raise InputError(f"{path}: {flag(str(name))} has no value; give it one, or remove the line")
+
+
+def _faulty_recipe(parser: ArgumentParser, recipes: list[str]) -> str:
+    """The recipe that cannot be parsed even alone, if one is to blame."""
+    for recipe in recipes:
         try:
             parser.parse_args(["--recipe", recipe])
-        except (ArgumentError, UnicodeDecodeError):
+        except _UNPARSABLE:
             return f"{recipe}: "
     return ""
 

@@ -38,7 +38,7 @@ def choose_ids(config: Config, prepared: Prepared) -> tuple[Tensor, Tensor]:
     everything = torch.tensor(prepared.train_ids)
     if config.split == "stratified":
         labels = torch.from_numpy(prepared.labels[: prepared.train_count])
-        return split(labels, config.val_fraction, config.seed)
+        return split(labels, config.val_fraction, config.seed, prepared.classes)
     if config.split == "test":
         if not prepared.test_ids:
             raise InputError("--split test: this data set has no labelled test images; use stratified or none")
@@ -53,7 +53,9 @@ def initial_model(config: Config, num_classes: int) -> nn.Module:
         model = build_model(config.model, num_classes, config.stem, config.init)
         if config.weights:
             load_pretrained(model, config.weights)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise InputError(f"--weights {config.weights}: {error.strerror}; give torchvision's file") from error
+    except ValueError as error:
         raise InputError(str(error)) from error
     return model
 
@@ -151,7 +153,8 @@ class Trainer:
             **config.result_fields(),
             "precision": precision,
             "processes": accelerator.num_processes,
-            "data": prepared.digest,
+            "classes": self.num_classes,
+            "data": prepared.digest[:16],
         }
 
     def _settle_gradient_buckets(self) -> None:
@@ -335,5 +338,5 @@ class Trainer:
 def _differences(then: dict[str, Any], now: dict[str, Any]) -> str:
     """The entries that differ, as `--flag former -> present`."""
     names = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
-    shown = {name: name if name in ("processes", "data") else flag(name) for name in names}
+    shown = {name: name if name in ("processes", "classes", "data") else flag(name) for name in names}
     return ", ".join(f"{shown[name]} {then.get(name)} -> {now.get(name)}" for name in names)

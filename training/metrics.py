@@ -36,9 +36,9 @@ class TrainingMetrics:
         self.sums.copy_(sums[self.accelerator.process_index])
 
     def read(self) -> dict[str, float]:
-        """Waits for the device and for all processes."""
+        """Waits for the device and for all processes. Zeros where the epoch has had no step yet."""
         loss, correct, count = self.of_every_process().sum(0).tolist()
-        return {"train_loss": loss / count, "train_accuracy": correct / count}
+        return {"train_loss": loss / max(count, 1), "train_accuracy": correct / max(count, 1)}
 
 
 class EvaluationMetrics:

@@ -84,6 +84,10 @@ class Recorder(NullRecorder):
         remove_remnants(self.folder / "checkpoints")
         state = load_newest_checkpoint(self.folder / "checkpoints")
         if state is not None:
+            if not {"identity", "progress", "model", "metrics_lines"} <= state.keys():
+                raise InputError(
+                    f"{self.folder}/checkpoints: not checkpoints of this version of train.py; give another --name"
+                )
             self.metrics_lines = state.pop("metrics_lines")
         return state
 

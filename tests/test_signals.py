@@ -1,0 +1,122 @@
+"""SIGTERM and SIGINT: a checkpoint at the next step boundary, the exit code, and nobody left behind."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+
+from tests.conftest import ROOT, TINY, command, family, wait_until
+from tests.test_tracking import logged, wandb_records
+from training.checkpoint import load_newest_checkpoint
+
+SECONDS = 10  # from the signal to the end
+
+
+@pytest.fixture
+def start(images, tmp_path):
+    """Start a long run in a session of its own, wait until it trains; what it leaves over is killed."""
+    started = []
+
+    def run(*flags, processes=0, launcher=None):
+        where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+        arguments = ["train.py", *TINY, "--epochs", 100, "--log-every", 1, *where, *flags]
+        job = command(*arguments, processes=processes)
+        if launcher:
+            job = [*launcher, *map(str, arguments)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(job, cwd=ROOT, start_new_session=True, **pipes)
+        started.append(process)
+        wait_until((tmp_path / "run/metrics.jsonl").exists, process)
+        return process
+
+    yield run
+    for process in started:
+        for left in family(process) if process.poll() is None else []:
+            left.kill()
+
+
+def stopped_at(tmp_path) -> int:
+    return load_newest_checkpoint(tmp_path / "run/checkpoints")["progress"]["step"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_run_with_a_checkpoint_and_the_records_of_wandb(start, tmp_path, number, code):
+    process = start("--tracker", "wandb")
+    process.send_signal(number)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == code
+    step = stopped_at(tmp_path)
+    assert f"stopped by {number.name} after step {step}; the same command goes on from there" in out
+    assert "Traceback" not in err
+    recorded = [row["step"] for row in logged(wandb_records(tmp_path / "run"))]
+    assert recorded[-1] in (step, step - 1)  # the row of the last step, unless the signal came before it
+    assert not (tmp_path / "run/.pid").exists()
+
+
+TWICE = """
+import os, signal, train
+from training.engine import Trainer
+train_step = Trainer.train_step
+def signalled(trainer, batches):
+    train_step(trainer, batches)
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise AssertionError("the second signal did not end the process")
+Trainer.train_step = signalled
+train.main()
+"""
+
+
+def test_a_second_signal_ends_the_run_at_once(images, tmp_path):
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    job = [sys.executable, "-c", TWICE, *map(str, [*TINY, *where])]
+    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == -signal.SIGTERM
+    assert load_newest_checkpoint(tmp_path / "run/checkpoints") is None
+
+
+def test_a_signal_before_training_ends_in_order(images, tmp_path):
+    """While the images are decoded: the exit code, and no half-built cache."""
+    code = "import os, signal, data.prepared as p, train\n"
+    code += "def decode(*_):\n    os.kill(os.getpid(), signal.SIGTERM); yield\n"
+    code += "p.decode_stream = decode\ntrain.main()"
+    where = ["--data-dir", images, "--runs-dir", tmp_path / "runs", "--cache-dir", tmp_path / "cache"]
+    job = [sys.executable, "-c", code, *map(str, [*TINY, *where])]
+    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (143, "")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would take the GPUs of this machine instead")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_end_of_the_launcher_ends_its_processes_with_a_checkpoint(start, tmp_path, processes):
+    """One process: the launcher dies of SIGTERM at once, without a word to its process."""
+    if processes == 1:
+        launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+        process = start("--epochs", 100, launcher=launcher)
+    else:
+        process = start(processes=processes)
+    trainers = [found for found in family(process) if found.pid != process.pid]
+    assert len(trainers) == processes
+    process.terminate()
+    _, alive = psutil.wait_procs(trainers, timeout=SECONDS)
+    assert not alive
+    out, _ = process.communicate(timeout=SECONDS)
+    assert f"stopped by SIGTERM after step {stopped_at(tmp_path)}" in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would take the GPUs of this machine instead")
+def test_ctrl_c_on_several_processes_is_one_signal_though_it_reaches_them_twice(start, tmp_path):
+    """From the terminal, and passed on by the launcher."""
+    process = start(processes=2)
+    trainers = family(process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, alive = psutil.wait_procs(trainers[:-1], timeout=SECONDS)
+    assert not alive
+    out, _ = process.communicate(timeout=SECONDS)
+    assert f"stopped by SIGINT after step {stopped_at(tmp_path)}" in out
