@@ -191,6 +191,8 @@ class _WholeWrites(io.FileIO):
 class _Writer(DatasetWriter):
     """FFCV's writer, in this process: it would wait for good for a worker that failed, on a full disk say."""
 
+    metadata_sm: Any
+
     def _write_common(self, num_samples, queue_content, work_fn, extra_worker_args):  # type: ignore[no-untyped-def]
         self.num_samples = num_samples
         self.prepare()

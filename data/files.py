@@ -1,5 +1,6 @@
 """Files that are complete or absent."""
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,8 @@ def written_atomically(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
+        if error.errno is None:  # numpy's on a full disk: all it has is a message
+            raise OSError(errno.EIO, str(error), str(path)) from error
         if error.filename is None or str(error.filename) == str(temporary):
             error.filename = str(path)
         raise
@@ -41,7 +44,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_with_digest(path: Path, content: bytes | memoryview) -> None:
-    """As `write_atomically`, with <path>.sha256 beside it.
+    """As `write_atomically`, with <path>.sha256 beside it, as `sha256sum --check` reads it.
 
     A digest without its file means nothing, a file without its digest is damaged: so the digest is there first.
     It comes when the disk has taken the content, so that a full disk leaves a former pair as it is.
@@ -49,7 +52,7 @@ def write_with_digest(path: Path, content: bytes | memoryview) -> None:
     with written_atomically(path) as temporary:
         temporary.write_bytes(content)
         _sync_file(temporary)
-        write_digest(path, content)
+        write_atomically(_digest_file(path), _digest_line(path, hashlib.sha256(content).hexdigest()))
 
 
 def _sync_file(path: Path) -> None:
@@ -80,17 +83,12 @@ def _digest_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def write_digest(path: Path, content: bytes | memoryview) -> None:
-    """Write <path>.sha256, as `sha256sum --check` reads it, for a `path` that will have this content."""
-    write_atomically(_digest_file(path), _digest_line(path, hashlib.sha256(content).hexdigest()))
-
-
 def _digest_line(path: Path, sha256: str) -> bytes:
     return f"{sha256}  ".encode() + os.fsencode(path.name) + b"\n"
 
 
 def check_digest(path: Path) -> bool:
-    """Whether <path>.sha256 is what `write_digest` writes for the content of `path`; False without such a file.
+    """Whether <path>.sha256 is the one that belongs to the content of `path`; False without such a file.
 
     Raises:
         OSError: `path` cannot be read.

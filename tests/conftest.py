@@ -84,3 +84,15 @@ def train_tiny(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 def tiny_run(train_tiny: Callable[..., Path]) -> Path:
     """A finished run, for tests that only read it."""
     return train_tiny("tiny", "--log-every", 1)
+
+
+@pytest.fixture(scope="session")
+def pair(train_tiny: Callable[..., Path]) -> Path:
+    """The same, finished, with two processes."""
+    return train_tiny("pair", "--log-every", 1, processes=2)
+
+
+@pytest.fixture(scope="session")
+def three(train_tiny: Callable[..., Path]) -> Path:
+    """The same, finished, with three processes and the loader that auto chooses."""
+    return train_tiny("three", "--log-every", 1, "--loader", "auto", processes=3)

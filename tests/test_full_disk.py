@@ -31,13 +31,14 @@ import evaluate
 import submit
 import train
 from data import ffcv_loader
-from data.files import check_digest, write_atomically, write_json
+from data.files import check_digest, write_atomically, write_json, written_atomically
 from data.prepared import Prepared, prepare
 from data.sources import find_source
 from tests.conftest import TINY, run_script
 from tests.images import pixel_source, prepared_pixels, write_kaggle
 from training import checkpoint, engine, figures
 from training.checkpoint import load_newest_checkpoint, load_weights, save_checkpoint, save_weights
+from training.cli import one_line_errors
 from training.config import Config, parse_config
 from training.recorder import Recorder
 from training.tracking import MetricsFile, Tracking
@@ -184,8 +185,7 @@ WRITERS = {
     "cache": (write_cache, "[0-9a-f]{16}"),
 }
 """What writes, and the file that its error names."""
-RECORDERS = pytest.mark.xfail(strict=True, reason="the recorder does not write them as the others do yet")
-EVERY_WRITER = [pytest.param(name, marks=RECORDERS if name in ("config", "pid") else ()) for name in WRITERS]
+EVERY_WRITER = list(WRITERS)
 
 
 def failure(write: Callable[[Path, int], None], folder: Path, version: int) -> OSError:
@@ -290,6 +290,19 @@ def test_a_line_of_metrics_that_finds_no_room_is_told_and_mended(
     assert MetricsFile(metrics.path, kept).lines == kept
     assert metrics.path.read_bytes() == before
     assert capsys.readouterr().err == ""
+
+
+def test_an_error_without_a_number_is_told_by_its_message(
+    make_disk: Callable[[int], Disk], capsys: pytest.CaptureFixture[str]
+) -> None:
+    disk = make_disk(1 << 20)
+    path = disk.folder / "array"
+    disk.fill()
+    with pytest.raises(SystemExit) as raised, one_line_errors(), written_atomically(path) as temporary:
+        np.zeros(PAGE).tofile(temporary)
+    assert raised.value.code == 1
+    assert capsys.readouterr().err == f"error: {path}: {PAGE} requested and 0 written\n"
+    assert contents(disk.folder) == {}
 
 
 # FFCV -------------------------------------------------------------------------------------------------------
@@ -404,7 +417,6 @@ def shapes(open_folder: Path) -> Path:
     return open_folder / "images"
 
 
-@RECORDERS
 def test_wherever_training_fills_the_disk_the_same_command_goes_on(
     shapes: Path,
     tmp_path: Path,
@@ -629,6 +641,4 @@ def test_metrics_go_on_where_the_tracker_cannot_write(
     warnings = [line for line in told.splitlines() if line.startswith("warning: the tracker failed, going on")]
     assert len(warnings) == 1
     assert ("No space left" if how == "full" else "Read-only file system") in warnings[0]
-    if how == "full":
-        pytest.xfail("W&B's log prints a traceback for each line that it cannot write")
     assert told.splitlines() == warnings

@@ -14,16 +14,6 @@ from training.checkpoint import load_newest_checkpoint
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="would take the GPUs of this machine instead")
 
 
-@pytest.fixture(scope="module")
-def pair(train_tiny):
-    return train_tiny("pair", "--log-every", 1, processes=2)
-
-
-@pytest.fixture(scope="module")
-def three(train_tiny):
-    return train_tiny("three", "--log-every", 1, "--loader", "auto", processes=3)
-
-
 def test_two_processes_train_one_run(pair, tiny_run):
     found = summary(pair)
     assert found["world_size"] == 2

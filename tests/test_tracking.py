@@ -1,13 +1,17 @@
 """metrics.jsonl, W&B offline, TensorBoard, and trackers that fail."""
 
 import json
+import os
 import struct
+import subprocess
+import sys
 
 import pytest
 from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
+from tests.conftest import ROOT, TINY, free_port
 from training.config import Config
 from training.tracking import MetricsFile, Tracking
 
@@ -133,3 +137,43 @@ def test_damaged_metrics_are_restored_from_the_checkpoint_with_a_warning(tmp_pat
     MetricsFile(metrics.path, metrics.lines)
     assert metrics.path.read_bytes() == whole
     assert "metrics.jsonl is damaged; restored from the checkpoint" in capsys.readouterr().err
+
+
+def test_an_unreachable_wandb_server_is_a_warning_and_the_end_does_not_wait_for_it(tmp_path, images):
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    flags = [*TINY, "--tracker", "wandb", "--epochs", 1, *where]
+    server = {"WANDB_BASE_URL": f"http://127.0.0.1:{free_port()}", "WANDB_API_KEY": "0" * 40}
+    job = [sys.executable, "train.py", *map(str, flags)]
+    done = subprocess.run(job, cwd=ROOT, env=os.environ | server, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("warning: the tracker failed, going on with metrics.jsonl alone") == 1
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "run/summary.json").exists()
+
+
+KILLED_WANDB = """
+import sys, psutil
+from pathlib import Path
+from accelerate import PartialState
+from training.config import Config
+from training.tracking import Tracking
+PartialState(cpu=True)
+tracking = Tracking(Config(), Path(sys.argv[1]), print)
+tracking.log({"kind": "epoch", "step": 24})
+found = [child for child in psutil.Process().children(recursive=True) if "wandb-core" in child.name()]
+assert found
+for process in found:
+    process.kill()
+psutil.wait_procs(found)
+for step in (48, 72):
+    tracking.log({"kind": "epoch", "step": step})
+tracking.finish()
+"""
+
+
+def test_a_killed_wandb_process_does_not_stop_or_hold_up_training(tmp_path):
+    job = [sys.executable, "-c", KILLED_WANDB, tmp_path]
+    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert steps(tmp_path / "metrics.jsonl") == [24, 48, 72]
+    assert done.stderr.count("warning: the tracker failed") == 1

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data.errors import InputError
-from data.files import check_digest, write_atomically, write_digest, write_json
+from data.files import check_digest, write_atomically, write_json, write_with_digest
 from data.prepared import Prepared
 from training.checkpoint import (
     load_newest_checkpoint,
@@ -100,7 +100,7 @@ class Recorder(NullRecorder):
             raise InputError(
                 f"--name {self.folder.name}: {holder} is training this run; give another --name, or wait"
             ) from None
-        self.holder.write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        write_atomically(self.holder, f"pid {os.getpid()} on {socket.gethostname()}".encode())
 
     def begin(self, trainer: Trainer) -> None:
         """Record the config, and take up metrics.jsonl where the trainer stands."""
@@ -123,8 +123,7 @@ class Recorder(NullRecorder):
         content = yaml.safe_dump(values, sort_keys=False).encode()
         if path.exists() and not check_digest(path):
             print(f"warning: {path} is not as it was written; written anew", file=sys.stderr)
-        write_digest(path, content)
-        write_atomically(path, content)
+        write_with_digest(path, content)
 
     def progress_bar(self, trainer: Trainer) -> "tqdm[None]":
         done = trainer.progress.step - trainer.progress.epoch * trainer.steps_per_epoch

@@ -4,6 +4,7 @@ A tracker never stops training: where one fails, a warning says so and the run g
 """
 
 import json
+import logging
 import os
 import sys
 import uuid
@@ -102,9 +103,11 @@ class Tracking:
     def _wandb_arguments(self, config: Config, folder: Path) -> dict[str, Any]:
         import wandb
 
+        logging.raiseExceptions = False  # W&B's log files on a full disk: a traceback for each line
+
         id_file = folder / "wandb-id"  # a resumed run continues the same W&B run
         if not id_file.exists():
-            id_file.write_text(uuid.uuid4().hex[:8], encoding="ascii")
+            write_atomically(id_file, uuid.uuid4().hex[:8].encode())
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
         if mode == "offline":
             self.say(f"W&B records offline; to upload: wandb sync {folder}/wandb/offline-*")
@@ -114,7 +117,7 @@ class Tracking:
             "dir": str(folder),
             "mode": mode,
             "resume": "allow",
-            "settings": wandb.Settings(silent=True, console="off", init_timeout=30, finish_timeout=60),
+            "settings": wandb.Settings(silent=True, console="off", init_timeout=15, finish_timeout=60),
         }
 
     def _guard(self, action: Callable[[], object]) -> None:

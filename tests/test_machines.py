@@ -1,0 +1,119 @@
+"""Several machines: network namespaces, each with its own address on one network, started as machines are.
+
+The namespaces share this machine's disk, as machines of a cluster share theirs.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import torch
+
+from tests.conftest import ROOT, TINY, command, wait_until
+from tests.test_train import rows, summary, without_times
+
+TIMEOUT_S = 10  # --peer-timeout
+
+
+def ip(arguments: str) -> None:
+    subprocess.run(["ip", *arguments.split()], check=True, capture_output=True)
+
+
+def on_one_core(number: int) -> list[str]:
+    cores = sorted(os.sched_getaffinity(0))
+    return ["taskset", "--cpu-list", str(cores[number % len(cores)])]
+
+
+class Machines:
+    """Namespaces <name>1, <name>2, ... with the addresses 10.77.0.1, 10.77.0.2, ..., joined by a bridge."""
+
+    def __init__(self, count: int):
+        self.name, self.count = f"m{os.getpid()}-", count
+        self.switch = f"{self.name}s"
+        ip(f"netns add {self.switch}")
+        ip(f"-n {self.switch} link add bridge type bridge")
+        ip(f"-n {self.switch} link set bridge up")
+        for number in range(1, count + 1):
+            host = f"{self.name}{number}"
+            ip(f"netns add {host}")
+            ip(f"-n {host} link add eth0 type veth peer name port{number} netns {self.switch}")
+            ip(f"-n {host} address add 10.77.0.{number}/24 dev eth0")
+            ip(f"-n {host} link set lo up")
+            ip(f"-n {host} link set eth0 up")
+            ip(f"-n {self.switch} link set port{number} master bridge up")
+
+    def start(self, *arguments: object) -> list["subprocess.Popen[str]"]:
+        """The job's command on each machine: one process a machine, on one core."""
+        environment = os.environ | {"GLOO_SOCKET_IFNAME": "eth0"}
+        jobs = []
+        for number in range(1, self.count + 1):
+            launch = ["--num_machines", self.count, "--machine_rank", number - 1, "--same_network"]
+            launch += ["--main_process_ip", "10.77.0.1"]
+            job = command(*arguments, processes=self.count, launch=launch)
+            job[job.index("--main_process_port") + 1] = "29500"
+            job = ["ip", "netns", "exec", f"{self.name}{number}", *on_one_core(number), *job]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            jobs.append(subprocess.Popen(job, cwd=ROOT, env=environment, **pipes))
+        return jobs
+
+    def kill(self, number: int) -> None:
+        """Everything that runs on a machine."""
+        found = subprocess.run(["ip", "netns", "pids", f"{self.name}{number}"], capture_output=True, text=True)
+        for pid in map(int, found.stdout.split()):
+            if psutil.pid_exists(pid):
+                psutil.Process(pid).kill()
+
+    def cut_off(self, number: int, cut: bool) -> None:
+        ip(f"-n {self.switch} link set port{number} {'down' if cut else 'up'}")
+
+    def remove(self) -> None:
+        for number in range(1, self.count + 1):
+            self.kill(number)
+            ip(f"netns delete {self.name}{number}")
+        ip(f"netns delete {self.switch}")
+
+
+@pytest.fixture
+def machines(request: pytest.FixtureRequest) -> Iterator[Machines]:
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("network namespaces need root and iproute2")
+    if torch.cuda.is_available():
+        pytest.skip("would take the GPUs of this machine instead")
+    made = Machines(request.param)
+    yield made
+    made.remove()
+
+
+@pytest.mark.parametrize(("machines", "lost"), [(2, "cut off"), (3, "killed")], indirect=["machines"])
+def test_machines_that_lose_one_end_and_go_on_later_to_the_bits_of_one_machine(
+    request, images, tmp_path, machines, lost
+):
+    whole = request.getfixturevalue({2: "pair", 3: "three"}[machines.count])
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    options = ["--log-every", 1, "--checkpoint-every-steps", 4, "--peer-timeout", TIMEOUT_S]
+    arguments = ["train.py", *TINY, *where, *options]
+    jobs = machines.start(*arguments)
+    wait_until((tmp_path / "run/checkpoints/step-00000004.pt").exists, jobs[0])
+    if lost == "killed":
+        machines.kill(machines.count)
+    else:
+        machines.cut_off(machines.count, True)
+    for job in jobs[:-1]:
+        _, told = job.communicate(timeout=TIMEOUT_S + 60)
+        assert job.returncode != 0
+        assert "lost contact with another process" in told
+        assert "goes on from the newest checkpoint" in told
+    machines.kill(machines.count)
+    jobs[-1].communicate()
+    machines.cut_off(machines.count, False)
+    assert not (tmp_path / "run/summary.json").exists()
+
+    for job in machines.start(*arguments):
+        _, told = job.communicate(timeout=600)
+        assert job.returncode == 0, told
+    assert summary(tmp_path / "run")["weights_sha256"] == summary(whole)["weights_sha256"]
+    for kind in ("step", "epoch"):
+        assert without_times(rows(tmp_path / "run", kind)) == without_times(rows(whole, kind))
