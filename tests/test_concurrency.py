@@ -1,0 +1,49 @@
+"""Trainings that start together: on one cold cache, and under one name."""
+
+import signal
+import subprocess
+
+import pytest
+
+from tests.conftest import ROOT, TINY, command, run_script, wait_until
+from tests.test_train import summary
+
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+def test_four_trainings_on_one_cold_cache(images, tmp_path):
+    """One of them builds it (test_prepared.py counts the builders), all go on to the same result."""
+    where = ["--data-dir", images, "--runs-dir", tmp_path / "runs", "--cache-dir", tmp_path / "cache"]
+    flags = [*TINY, "--epochs", 1, "--loader", "auto", *where]
+    jobs = [
+        subprocess.Popen(command("train.py", *flags, "--name", f"run{number}"), cwd=ROOT, **PIPES)
+        for number in range(4)
+    ]
+    for job in jobs:
+        _, told = job.communicate(timeout=300)
+        assert (job.returncode, told) == (0, "")
+    assert len({summary(run)["weights_sha256"] for run in (tmp_path / "runs").iterdir()}) == 1
+    (cache,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
+    assert not [path for path in cache.iterdir() if "tmp" in path.name]
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_name_in_use_is_refused_and_that_of_a_dead_process_taken_over(images, tmp_path, processes):
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    arguments = ["train.py", *TINY, "--checkpoint-every-steps", 2, *where]
+    first = subprocess.Popen(command(*arguments), cwd=ROOT, **PIPES)
+    wait_until((tmp_path / "run/checkpoints/step-00000002.pt").exists, first)
+    first.send_signal(signal.SIGSTOP)  # it holds the name for as long as the second takes
+    second = run_script(*arguments, processes=processes)
+    assert second.returncode == (1 if processes else 2)
+    refusals = [line for line in second.stderr.splitlines() if line.startswith("error")]
+    assert len(refusals) == 1
+    assert f"--name run: pid {first.pid} on " in refusals[0]
+
+    first.kill()
+    first.communicate()
+    assert (tmp_path / "run/.pid").exists()  # of the dead process
+    third = run_script(*arguments)
+    assert third.returncode == 0, third.stderr
+    assert "resuming after step" in third.stdout
+    assert not (tmp_path / "run/.pid").exists()
