@@ -2,10 +2,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test test-faults lint clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(READY)  ## create .venv with all requirements (PYTHON=python3.12 to choose the interpreter)
 
@@ -21,6 +21,9 @@ demo: setup  ## train, evaluate and write a submission on drawn shapes: no downl
 
 test: setup  ## run the tests
 	$(BIN)/python -m pytest
+
+test-faults: setup  ## the fault tests in full: 25 kills, every combination of settings for resumed runs
+	KILLS=25 ALL_CASES=1 $(BIN)/python -m pytest tests/faults tests/test_ranks.py
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check

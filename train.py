@@ -1,5 +1,6 @@
 """Train a network as a recipe and flags say: `accelerate launch train.py --recipe recipes/cifar10.yaml`."""
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,14 @@ def main() -> None:
     stop_request = StopRequest()
     with one_line_errors(quiet_ranks=True):
         config = parse_config(sys.argv[1:])
-    train(config, stop_request)
+    try:
+        train(config, stop_request)
+    except SystemExit as ended:
+        if not stop_request.signal_number:
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(int(ended.code or 0))  # what else runs at a process' end may wait for W&B's server
 
 
 def train(config: Config, stop_request: StopRequest) -> None:
@@ -25,12 +33,12 @@ def train(config: Config, stop_request: StopRequest) -> None:
     from data.loaders import make_loader
     from data.prepared import prepare
     from data.sources import find_source
-    from training.engine import Trainer, initial_model
+    from training.engine import Trainer, initial_model, out_of_memory_told
     from training.hardware import make_accelerator, threads_per_process
     from training.peers import lost_peers_told
     from training.recorder import NullRecorder, Recorder
 
-    with one_line_errors(quiet_ranks=True), lost_peers_told():
+    with one_line_errors(quiet_ranks=True), lost_peers_told(), out_of_memory_told(config):
         accelerator = make_accelerator(config)
         prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
         workers = config.workers or threads_per_process()
@@ -43,7 +51,7 @@ def train(config: Config, stop_request: StopRequest) -> None:
     try:
         with one_line_errors(quiet_ranks=True), lost_peers_told():
             trainer.restore(recorder.open)
-        with one_line_errors(), lost_peers_told():
+        with one_line_errors(), lost_peers_told(), out_of_memory_told(config):
             recorder.begin(trainer)
             run_epochs(trainer, recorder, stop_request)
     finally:
@@ -63,6 +71,7 @@ def run_epochs(trainer: "Trainer", recorder: "NullRecorder", stop_request: StopR
     except Stopped as stopped:
         recorder.checkpoint(trainer, trainer.state())
         recorder.stopped(trainer, stopped)
+        trainer.stop.finish()
         raise SystemExit(128 + stopped.signal_number) from None
 
 

@@ -72,7 +72,8 @@ class BatchTransform:
 
     def normalize(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) uint8 -> the same shape in `dtype`."""
-        floats = torch.addcmul(self.offset, images.float(), self.scale)
+        # Two roundings: as one operation it would be one or two, as the processor has it, and the bits others'.
+        floats = images.float().mul_(self.scale).add_(self.offset)
         return floats.to(self.dtype, memory_format=self.memory_format)
 
     def augment(self, images: Tensor, ids: Tensor, epoch: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Image files to pixels, on all allowed cores."""
 
 import os
+import signal
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from data.errors import InputError
+from data.parent import die_with_parent
 from data.spec import IMAGE_SIZE
 
 _MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
@@ -75,7 +77,13 @@ def decode_stream(paths: Sequence[Path], size: int) -> Iterator[npt.NDArray[np.u
     workers = min(allowed_cores(), len(chunks))
     waiting: deque[Future[npt.NDArray[np.uint8]]] = deque()
     # spawn: a forked child would inherit torch's threads and locks in an unknown state
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(
+        workers,
+        get_context("spawn"),
+        initializer=die_with_parent,
+        initargs=(os.getpid(), getattr(signal, "SIGKILL", 0)),
+    )
+    with pool:
         try:
             for chunk in chunks:
                 waiting.append(pool.submit(decode_many, chunk))

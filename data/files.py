@@ -46,13 +46,19 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 def write_with_digest(path: Path, content: bytes | memoryview) -> None:
     """As `write_atomically`, with <path>.sha256 beside it, as `sha256sum --check` reads it.
 
-    A digest without its file means nothing, a file without its digest is damaged: so the digest is there first.
-    It comes when the disk has taken the content, so that a full disk leaves a former pair as it is.
+    A digest without its file means nothing, a file without its digest is damaged: so the digest is there first,
+    beside that of the former content, if any, until this one has taken its place. It comes when the disk has
+    taken the content, so that a full disk leaves a former pair as it is.
     """
+    line = _digest_line(path, hashlib.sha256(content).hexdigest())
+    replaces = path.exists() and check_digest(path)
     with written_atomically(path) as temporary:
         temporary.write_bytes(content)
         _sync_file(temporary)
-        write_atomically(_digest_file(path), _digest_line(path, hashlib.sha256(content).hexdigest()))
+        former = _digest_file(path).read_bytes() if replaces else b""
+        write_atomically(_digest_file(path), former + line)
+    if replaces:
+        write_atomically(_digest_file(path), line)
 
 
 def _sync_file(path: Path) -> None:
@@ -97,7 +103,7 @@ def check_digest(path: Path) -> bool:
         recorded = _digest_file(path).read_bytes()
     except FileNotFoundError:
         return False
-    return recorded == _digest_line(path, sha256_of(path))
+    return _digest_line(path, sha256_of(path)) in recorded.splitlines(keepends=True)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -107,6 +107,7 @@ def main() -> None:
     from training.config import parse_config
     from training.engine import make_stream
     from training.hardware import make_accelerator, threads_per_process
+    from training.peers import lost_peers_told
 
     with one_line_errors(quiet_ranks=True):
         # The pixels in fp32: the precision is the hardware's choice, and should not tell two machines apart.
@@ -116,8 +117,9 @@ def main() -> None:
         workers = config.workers or threads_per_process()
         loader, _ = make_loader(config.loader, prepared, accelerator.device, workers)
         stream, _ = make_stream(config, accelerator, prepared, loader)
-    for epoch in range(config.epochs):
-        accelerator.print(f"epoch {epoch + 1}  {epoch_digest(stream, epoch, accelerator.gather)}")
+    with one_line_errors(), lost_peers_told():
+        for epoch in range(config.epochs):
+            accelerator.print(f"epoch {epoch + 1}  {epoch_digest(stream, epoch, accelerator.gather)}")
     accelerator.end_training()
 
 

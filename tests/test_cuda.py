@@ -18,7 +18,9 @@ def test_the_same_command_gives_the_same_bits(train_tiny, precision):
 
 def test_both_loaders_train_to_the_same_bits(train_tiny):
     pytest.importorskip("ffcv")
-    digests = {summary(train_tiny(kind, "--loader", kind))["weights_sha256"] for kind in ("resident", "ffcv")}
+    digests = {
+        summary(train_tiny(f"cuda-{kind}", "--loader", kind))["weights_sha256"] for kind in ("resident", "ffcv")
+    }
     assert len(digests) == 1
 
 

@@ -2,20 +2,25 @@
 
 import multiprocessing
 import multiprocessing.connection
+import os
 import re
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
 from data import decode as decoding
 from data.decode import decode, decode_stream
 from data.errors import InputError
+from tests.conftest import ROOT
 from tests.images import Pixels, random_images, save_image
 
 IMAGE = random_images(1)[0]
@@ -154,7 +159,7 @@ class RecordingPool(ThreadPoolExecutor):
 
     handed: list[Sequence[Path]]
 
-    def __init__(self, workers: int, mp_context: object):
+    def __init__(self, workers: int, mp_context: object, **of_processes: object):
         super().__init__(workers)
 
     def submit(self, function, paths):  # type: ignore[no-untyped-def, override]
@@ -196,6 +201,33 @@ def test_a_failing_image_fails_the_stream_and_leaves_no_process(
     with pytest.raises(InputError, match=f"^{re.escape(str(files[4]))}: not a readable image[^\n]*$"):
         list(decode_stream(files, 3))
     no_process_stays()
+
+
+ORPHANING = """
+import multiprocessing, signal, sys
+from pathlib import Path
+import data.decode as decoding
+if __name__ == "__main__":
+    decoding.allowed_cores = lambda: 2
+    stream = decoding.decode_stream([Path(path) for path in sys.argv[1:]], 1)
+    next(stream)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    signal.pause()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a process of its parent's death")
+def test_a_killed_process_leaves_no_decoding_process(files: list[Path], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANING)
+    job = [sys.executable, str(script), *map(str, files)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(job, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        process.kill()
+    assert psutil.wait_procs(workers, timeout=30)[1] == []
 
 
 def test_a_stream_left_early_leaves_no_process(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,9 +22,11 @@ def ip(arguments: str) -> None:
     subprocess.run(["ip", *arguments.split()], check=True, capture_output=True)
 
 
-def on_one_core(number: int) -> list[str]:
-    cores = sorted(os.sched_getaffinity(0))
-    return ["taskset", "--cpu-list", str(cores[number % len(cores)])]
+def on_own_cores(number: int, count: int) -> list[str]:
+    """As many cores as a process has when `count` share this machine: another number gives other bits."""
+    cores, each = sorted(os.sched_getaffinity(0)), max(1, len(os.sched_getaffinity(0)) // count)
+    own = [cores[(number * each + offset) % len(cores)] for offset in range(each)]
+    return ["taskset", "--cpu-list", ",".join(map(str, own))]
 
 
 class Machines:
@@ -46,7 +48,7 @@ class Machines:
             ip(f"-n {self.switch} link set port{number} master bridge up")
 
     def start(self, *arguments: object) -> list["subprocess.Popen[str]"]:
-        """The job's command on each machine: one process a machine, on one core."""
+        """The job's command on each machine: one process a machine."""
         environment = os.environ | {"GLOO_SOCKET_IFNAME": "eth0"}
         jobs = []
         for number in range(1, self.count + 1):
@@ -54,7 +56,7 @@ class Machines:
             launch += ["--main_process_ip", "10.77.0.1"]
             job = command(*arguments, processes=self.count, launch=launch)
             job[job.index("--main_process_port") + 1] = "29500"
-            job = ["ip", "netns", "exec", f"{self.name}{number}", *on_one_core(number), *job]
+            job = ["ip", "netns", "exec", f"{self.name}{number}", *on_own_cores(number, self.count), *job]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             jobs.append(subprocess.Popen(job, cwd=ROOT, env=environment, **pipes))
         return jobs

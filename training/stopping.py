@@ -3,13 +3,14 @@
 Nothing here imports torch before it is needed: the handlers are there before the first import of it.
 """
 
-import ctypes
 import os
 import signal
-import sys
 import time
+from datetime import timedelta
 from types import FrameType
 from typing import Any
+
+from data.parent import signal_at_parents_death
 
 
 class Stopped(Exception):
@@ -36,7 +37,8 @@ class StopRequest:
         self.signal_number = 0
         self._deferring = False
         self._since = 0.0
-        _send_usr2_when_the_launcher_dies()
+        if _launched():  # `accelerate launch` dies of a SIGTERM and leaves its process running
+            signal_at_parents_death(getattr(signal, "SIGUSR2", 0))
         if os.environ.get("WORLD_SIZE", "1") == "1":
             self._take_signals()
         else:
@@ -61,21 +63,15 @@ class StopRequest:
             raise SystemExit(128 + number)
         if not self.signal_number:
             self.signal_number, self._since = number, time.monotonic()
-        elif not (_under_torchrun() and time.monotonic() - self._since < 1):
-            # (torchrun passes on a Ctrl-C that the terminal has already sent to each process.)
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        elif not (_launched() and time.monotonic() - self._since < 1):
+            # A launcher passes on the Ctrl-C that the terminal sends to each process too, or dies of the SIGTERM
+            # that the whole group gets: within a second those are one signal.
+            os._exit(128 + number)
 
 
-def _send_usr2_when_the_launcher_dies() -> None:
-    """`accelerate launch` dies of a SIGTERM and leaves its process running: let Linux tell that process of it."""
-    if sys.platform == "linux" and (_under_torchrun() or "ACCELERATE_MIXED_PRECISION" in os.environ):
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGUSR2, 0, 0, 0)
-
-
-def _under_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
+def _launched() -> bool:
+    """By torchrun or `accelerate launch`."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 class StopAgreement:
@@ -87,14 +83,17 @@ class StopAgreement:
     Args:
         request: of this process.
         num_processes: of the job; the process group exists if there are several.
+        timeout_s: how long to wait for another process.
     """
 
-    def __init__(self, request: StopRequest, num_processes: int):
+    def __init__(self, request: StopRequest, num_processes: int, timeout_s: float):
         import torch.distributed as dist
 
         self._request = request
         # Its own group, over gloo: the numbers are in the CPU's memory, whatever the training's backend is.
-        self._group: Any = dist.new_group(backend="gloo") if num_processes > 1 else None
+        self._group: Any = None
+        if num_processes > 1:
+            self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self._answer: Any = None
         self._arrival: Any = None
 
@@ -116,7 +115,11 @@ class StopAgreement:
         self._arrival = dist.all_reduce(self._answer, dist.ReduceOp.MAX, group=self._group, async_op=True)
 
     def finish(self) -> None:
-        """Wait for the last answer: no process may leave while another still sends to it."""
-        if self._arrival is not None:
-            self._arrival.wait()
-            self._arrival = None
+        """Wait for all processes: the launcher ends the others when the first of them has left."""
+        if self._group is not None:
+            import torch.distributed as dist
+
+            if self._arrival is not None:
+                self._arrival.wait()
+                self._arrival = None
+            dist.barrier(group=self._group)

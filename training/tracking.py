@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
@@ -79,10 +80,10 @@ class Tracking:
     def finish(self, at_once: bool = False) -> None:
         """End the tracker's run. at_once: the run was asked to stop, and has seconds left."""
         if self.tracker is not None:
-            if at_once and self.tracker.name == "wandb":
-                # W&B has no public way to change it after the start; what is not uploaded stays in its folder
-                self._guard(lambda: setattr(self.tracker.tracker._settings, "finish_timeout", 4))
-            self._guard(lambda: self.tracker.finish())
+            tracker = self.tracker
+            ending = Thread(target=self._guard, args=(lambda: tracker.finish(),), daemon=True)
+            ending.start()
+            ending.join(4 if at_once else None)  # what W&B has not uploaded by then stays in its folder
             self.tracker = None
 
     def _start(self, config: Config, folder: Path) -> None:
@@ -92,13 +93,13 @@ class Tracking:
         else:
             tracker = kind("tensorboard", str(folder))
         tracker.start()
+        self.tracker = tracker
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
         if config.tracker == "wandb":
             tracker.store_init_configuration(plain)
             tracker.tracker.define_metric("*", step_metric="step")
         else:
             tracker.tracker.add_text("config", json.dumps(plain, indent=2))
-        self.tracker = tracker
 
     def _wandb_arguments(self, config: Config, folder: Path) -> dict[str, Any]:
         import wandb

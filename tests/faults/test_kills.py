@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,13 @@ from tests.test_train import rows, summary, without_times
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="would take the GPUs of this machine instead")
 
-KILLS = int(os.environ.get("KILLS", "6"))  # make test-faults: 25
+KILLS = int(os.environ.get("KILLS", "5"))  # make test-faults: 25
 MOMENTS = [  # the moment, how often it may pass, who is killed
     ("step", 4, "all"),
     ("checkpoint", 2, "all"),
     ("cache", 3, "all"),
     ("validation", 1, "last"),
+    ("second", 12, "all"),  # a moment of the clock, from outside
     ("step", 4, "last"),
     ("weights", 1, "first"),
     ("file", 4, "all"),
@@ -32,6 +34,7 @@ MOMENTS = [  # the moment, how often it may pass, who is killed
 
 
 def start(arguments: list[object], kill: str | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run the job to its end, or to the moment and count of `kill`."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"KILL": kill} if kill else {})
     job = subprocess.Popen(
         command("tests/faults/killed_train.py", *arguments, processes=2),
@@ -42,7 +45,13 @@ def start(arguments: list[object], kill: str | None = None) -> "subprocess.Compl
         text=True,
         start_new_session=True,  # so that the whole group can be killed
     )
-    out, err = job.communicate(timeout=300)
+    moment, count = kill.split()[:2] if kill else ("", "0")
+    try:
+        out, err = job.communicate(timeout=float(count) if moment == "second" else 300)
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)
+        out, err = job.communicate()
+        err += f"killed {moment}"
     return subprocess.CompletedProcess(job.args, job.returncode, out, err)
 
 
