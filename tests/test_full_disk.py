@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wandb
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 from matplotlib.figure import Figure
@@ -611,7 +612,8 @@ def test_a_full_cache_disk_is_one_line_of_the_process(
 @pytest.fixture
 def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     PartialState(cpu=True)  # Accelerate's trackers ask for it
-    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+    wandb.teardown()  # its service outlives a run
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SERVICE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
