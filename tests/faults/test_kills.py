@@ -17,7 +17,7 @@ from tests.test_train import rows, summary, without_times
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="would take the GPUs of this machine instead")
 
-KILLS = int(os.environ.get("KILLS", "5"))  # make test-faults: 25
+KILLS = int(os.environ.get("KILLS", "4"))  # make test-faults: 25
 MOMENTS = [  # the moment, how often it may pass, who is killed
     ("step", 4, "all"),
     ("checkpoint", 2, "all"),
