@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.cli import one_line_errors
@@ -30,19 +29,14 @@ def main() -> None:
 
 def train(config: Config, stop_request: StopRequest) -> None:
     # Imported here: torch takes seconds, and --help or a mistaken flag should not wait for it.
-    from data.loaders import make_loader
-    from data.prepared import prepare
-    from data.sources import find_source
-    from training.engine import Trainer, initial_model, out_of_memory_told
-    from training.hardware import make_accelerator, threads_per_process
+    from training.engine import Trainer, initial_model, open_data, out_of_memory_told
+    from training.hardware import make_accelerator
     from training.peers import lost_peers_told
     from training.recorder import NullRecorder, Recorder
 
     with one_line_errors(quiet_ranks=True), lost_peers_told(), out_of_memory_told(config):
         accelerator = make_accelerator(config)
-        prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
-        workers = config.workers or threads_per_process()
-        loader, note = make_loader(config.loader, prepared, accelerator.device, workers)
+        prepared, loader, note = open_data(config, accelerator)
         if note:
             accelerator.print(note)
         model = initial_model(config, len(prepared.classes))

@@ -98,24 +98,18 @@ def epoch_digest(stream: Stream, epoch: int, gather: Callable[[Tensor], Tensor])
 def main() -> None:
     import sys
     from dataclasses import replace
-    from pathlib import Path
 
-    from data.loaders import make_loader
-    from data.prepared import prepare
-    from data.sources import find_source
     from training.cli import one_line_errors
     from training.config import parse_config
-    from training.engine import make_stream
-    from training.hardware import make_accelerator, threads_per_process
+    from training.engine import make_stream, open_data
+    from training.hardware import make_accelerator
     from training.peers import lost_peers_told
 
     with one_line_errors(quiet_ranks=True):
         # The pixels in fp32: the precision is the hardware's choice, and should not tell two machines apart.
         config = replace(parse_config(sys.argv[1:]), precision="no")
         accelerator = make_accelerator(config)
-        prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
-        workers = config.workers or threads_per_process()
-        loader, _ = make_loader(config.loader, prepared, accelerator.device, workers)
+        prepared, loader, _ = open_data(config, accelerator)
         stream, _ = make_stream(config, accelerator, prepared, loader)
     with one_line_errors(), lost_peers_told():
         for epoch in range(config.epochs):

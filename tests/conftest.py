@@ -1,14 +1,20 @@
 """What several test files share: a tiny run, and the scripts as a user starts them."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
+import wandb
+from accelerate import PartialState
+from accelerate.state import AcceleratorState, GradientState
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--dataset", "folder", "--stem", "imagenet", "--epochs", "2", "--batch-size", "12", "--lr", "0.02"]
@@ -96,3 +102,39 @@ def pair(train_tiny: Callable[..., Path]) -> Path:
 def three(train_tiny: Callable[..., Path]) -> Path:
     """The same, finished, with three processes and the loader that auto chooses."""
     return train_tiny("three", "--log-every", 1, "--loader", "auto", processes=3)
+
+
+@pytest.fixture
+def process_as_it_was() -> Iterator[None]:
+    """For scripts called in this process, which they take for theirs.
+
+    Threads, determinism, signals, environment and Accelerate's state are afterwards as they were.
+    """
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    environment = os.environ.copy()
+    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    forget_accelerate()
+    yield
+    forget_accelerate()
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+    os.environ.clear()
+    os.environ.update(environment)
+    for number, handler in signals.items():
+        signal.signal(number, handler)
+
+
+def forget_accelerate() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+@pytest.fixture
+def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No key, and nothing of what another test did to W&B."""
+    PartialState(cpu=True)  # Accelerate's trackers ask for it
+    wandb.teardown()  # its service outlives a run, and what happened to it in another test; children would use it
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SERVICE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))

@@ -17,13 +17,10 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from data.loaders import make_loader
-from data.prepared import prepare
-from data.sources import find_source
 from data.stream import epoch_digest
 from train import train
 from training.config import Config
-from training.engine import Trainer, make_stream
+from training.engine import Trainer, make_stream, open_data
 from training.hardware import make_accelerator
 from training.stopping import StopRequest
 
@@ -45,10 +42,9 @@ def stream_digests(config: Config) -> dict[str, list[str]]:
     """The digests of two epochs, by loader, workers and accumulation."""
     found = {}
     for loader_name, workers in (("resident", 1), ("ffcv", 1), ("ffcv", 2)):
-        config = replace(config, batch_size=48, precision="no", cutout=8, loader=loader_name)
+        config = replace(config, batch_size=48, precision="no", cutout=8, loader=loader_name, workers=workers)
         accelerator = make_accelerator(config)
-        prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
-        loader, _ = make_loader(loader_name, prepared, accelerator.device, workers)
+        prepared, loader, _ = open_data(config, accelerator)
         for accumulation in (1, 2, 4):
             stream, _ = make_stream(replace(config, accumulation=accumulation), accelerator, prepared, loader)
             digests = [epoch_digest(stream, epoch, accelerator.gather) for epoch in range(2)]

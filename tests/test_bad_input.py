@@ -9,7 +9,6 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import struct
 import sys
 import urllib.error
@@ -23,7 +22,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 
 from data import prepared as preparation
@@ -552,26 +550,10 @@ def here(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def process_as_it_was() -> Iterator[None]:
-    """The scripts take the process for theirs: threads, determinism, signals, environment, Accelerate's state."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    environment, capabilities = os.environ.copy(), own_capabilities()
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
-    forget_accelerate()
+def capabilities_as_they_were(process_as_it_was: None) -> Iterator[None]:
+    capabilities = own_capabilities()
     yield
-    forget_accelerate()
     set_capabilities(capabilities)
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-    os.environ.clear()
-    os.environ.update(environment)
-    for number, handler in signals.items():
-        signal.signal(number, handler)
-
-
-def forget_accelerate() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 # Root may read what nobody may. Capabilities (Linux's capget(2)) belong to a thread, which may do without some.

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -22,9 +21,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import wandb
-from accelerate import PartialState
-from accelerate.state import AcceleratorState, GradientState
 from matplotlib.figure import Figure
 from torch import nn
 
@@ -46,6 +42,8 @@ from training.tracking import MetricsFile, Tracking
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 NOBODY = 65534
+
+pytestmark = pytest.mark.usefixtures("process_as_it_was")
 
 
 class Disk:
@@ -101,23 +99,6 @@ def make_disk(open_folder: Path) -> Iterator[Callable[[int], Disk]]:
     yield make
     for disk in disks:
         disk.unmount()
-
-
-@pytest.fixture(autouse=True)
-def process_as_it_was() -> Iterator[None]:
-    """The scripts take the process for theirs: threads, determinism, signals, environment, Accelerate's state."""
-    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    environment = os.environ.copy()
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
-    yield
-    torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic)
-    os.environ.clear()
-    os.environ.update(environment)
-    for number, handler in signals.items():
-        signal.signal(number, handler)
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def tiny_network(name: str, classes: int, *_: object) -> nn.Module:
@@ -607,16 +588,6 @@ def test_a_full_cache_disk_is_one_line_of_the_process(
 
 
 # The tracker ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    PartialState(cpu=True)  # Accelerate's trackers ask for it
-    wandb.teardown()  # its service outlives a run
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SERVICE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
 
 
 @pytest.mark.parametrize("how", ["full", "read-only"])

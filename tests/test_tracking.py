@@ -7,8 +7,6 @@ import subprocess
 import sys
 
 import pytest
-import wandb
-from accelerate import PartialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -16,17 +14,9 @@ from tests.conftest import ROOT, TINY, free_port
 from training.config import Config
 from training.tracking import MetricsFile, Tracking
 
+pytestmark = pytest.mark.usefixtures("wandb_offline")
+
 ROW = {"kind": "epoch", "epoch": 1, "step": 24, "lr": 0.1, "val_accuracy": 0.75}
-
-
-@pytest.fixture(autouse=True)
-def no_key(monkeypatch, tmp_path):
-    PartialState(cpu=True)  # Accelerate's trackers ask for it
-    wandb.teardown()  # its service outlives a run, and what happened to it in another test; children would use it
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SERVICE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "wandb-config"))
 
 
 def wandb_records(folder):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,21 +17,29 @@ from torch import Tensor, nn
 from data.augment import Augmentation, BatchTransform
 from data.errors import InputError
 from data.keyed import random_bits
-from data.loaders import Batch, Loader
-from data.prepared import Prepared
+from data.loaders import Batch, Loader, make_loader
+from data.prepared import Prepared, prepare
 from data.sampling import evaluation_batches, split
+from data.sources import find_source
 from data.spec import IMAGE_SIZE
 from data.stream import Stream
 from resnet import build_model, load_pretrained
 from training.batchnorm import synchronize_batchnorm
 from training.cli import RunError
 from training.config import Config, flag
-from training.hardware import DTYPES
+from training.hardware import DTYPES, threads_per_process
 from training.inference import EVALUATION_BATCH, Predictor
 from training.metrics import TrainingMetrics
 from training.optim import lr_factor, make_optimizer
 from training.peers import from_first_process
 from training.stopping import StopAgreement, StopRequest
+
+
+def open_data(config: Config, accelerator: Accelerator) -> tuple[Prepared, Loader, str]:
+    """The prepared data set, its loader, and one line for the user where `auto` had to do without FFCV."""
+    prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
+    workers = config.workers or threads_per_process()
+    return prepared, *make_loader(config.loader, prepared, accelerator.device, workers)
 
 
 def choose_ids(config: Config, prepared: Prepared) -> tuple[Tensor, Tensor]:
