@@ -92,10 +92,10 @@ def finish_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:
     row = trainer.training_row("epoch")
     if len(trainer.val_ids):
         result = trainer.validate()
-        row |= {f"val_{name}": result[name] for name in ("loss", "accuracy", "top5", "macro_f1")}
+        row |= {f"val_{name}": result[name] for name in ("loss", "accuracy", "top5", "macro_f1", "micro_f1")}
     progress.epoch += 1
     is_last = progress.epoch == config.epochs
-    chosen = config.split == "stratified"  # otherwise nothing may choose, and the last weights are kept
+    chosen = config.split in ("stratified", "last")  # otherwise nothing may choose, and the last weights are kept
     if is_last if not chosen else row["val_accuracy"] > progress.best_accuracy:
         progress.best_epoch = progress.epoch
         progress.best_accuracy = row.get("val_accuracy", -1.0)

@@ -18,7 +18,8 @@ class Augmentation:
     """What training changes in an image; the default changes nothing.
 
     crop_padding: pixels added on each side before a random crop of the original size.
-    crop_mode: what fills the padding: "zero", "reflect" (without repeating the edge) or "edge".
+    crop_mode: what fills the padding: "zero", "reflect" (without repeating the edge) or "edge". A crop with
+        "edge" is Keras' width_shift_range and height_shift_range with fill_mode "nearest", in whole pixels.
     flip: mirror left to right, half of the images.
     cutout: side in pixels of a square, centred anywhere in the image, set to the mean colour (DeVries and
         Taylor, 2017, arXiv:1708.04552).
@@ -28,15 +29,6 @@ class Augmentation:
     crop_mode: str = "zero"
     flip: bool = False
     cutout: int = 0
-
-    @staticmethod
-    def shifting(fraction: float, size: int, flip: bool = False, cutout: int = 0) -> "Augmentation":
-        """Shifts by up to `fraction` of the image's `size` each way, in whole pixels, repeating the edge.
-
-        That is a crop from an image padded with its edge: Keras' width_shift_range and height_shift_range
-        with fill_mode "nearest", less its interpolation between pixels.
-        """
-        return Augmentation(crop_padding=int(fraction * size), crop_mode="edge", flip=flip, cutout=cutout)
 
 
 class BatchTransform:

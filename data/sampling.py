@@ -30,16 +30,46 @@ def split(labels: Tensor, fraction: float, seed: int, classes: Sequence[str] = (
     Raises:
         InputError: a class has a single image.
     """
-    bits = random_bits(torch.arange(len(labels)), seed, "split")
+    return _hold_out(labels, fraction, random_bits(torch.arange(len(labels)), seed, "split"), classes)
+
+
+def split_last(
+    labels: Tensor, fraction: float, seed: int = 0, classes: Sequence[str] = ()
+) -> tuple[Tensor, Tensor]:
+    """As `split`, but the last ids of each class go to validation; the seed has no say.
+
+    Of shuffled images, as in CIFAR's archives, that is the end of the training set but for a few images. It
+    serves folders too, where the end of the training set would be all of the last classes.
+    """
+    return _hold_out(labels, fraction, -torch.arange(len(labels)), classes)
+
+
+def subset(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Ids, ascending, of `fraction` of each class, rounded, at least one image."""
+    bits = random_bits(torch.arange(len(labels)), seed, "subset")
+    chosen = [_first(ids, bits, max(round(fraction * len(ids)), 1)) for ids in _ids_by_class(labels)]
+    return torch.cat(chosen).sort().values
+
+
+def _hold_out(labels: Tensor, fraction: float, rank: Tensor, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Of each class the ids that come first by `rank` (int64, one for each id) go to validation."""
     held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        ids = (labels == label).nonzero().squeeze(1)
+    for ids in _ids_by_class(labels):
         if len(ids) < 2:
+            label = int(labels[ids])
             name = repr(classes[label]) if classes else label
             raise InputError(f"class {name} has one image: it cannot be split; add images or use --split none")
-        count = min(max(round(fraction * len(ids)), 1), len(ids) - 1)
-        held_out[ids[torch.argsort(bits[ids], stable=True)[:count]]] = True
+        held_out[_first(ids, rank, min(max(round(fraction * len(ids)), 1), len(ids) - 1))] = True
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
+
+
+def _ids_by_class(labels: Tensor) -> list[Tensor]:
+    return [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
+
+
+def _first(ids: Tensor, rank: Tensor, count: int) -> Tensor:
+    """The `count` of `ids` with the smallest rank."""
+    return ids[torch.argsort(rank[ids], stable=True)[:count]]
 
 
 def epoch_batches(ids: Tensor, batch_size: int, seed: int, epoch: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from resnet.resnet import INITS, RESNET18_BLOCKS, RESNET34_BLOCKS, STEMS, ResNet
+from resnet.resnet import INITS, RESNET18_BLOCKS, RESNET34_BLOCKS, STEMS, ResNet, initialise
 
 MODELS = ("resnet18", "resnet34", "torchvision-resnet18", "vgg16")
 
@@ -18,10 +18,9 @@ def build_model(name: str, num_classes: int, stem: str = "cifar", init: str = "d
     """A network with fresh weights: images (N, 3, H, W) -> logits (N, num_classes).
 
     `stem` and `init` shape `resnet18` and `resnet34`. The comparison networks are torchvision's own code with
-    its own stem and initial weights: `torchvision-resnet18` begins as `resnet18` with stem `imagenet` and
-    init `kaiming` does; `vgg16` has no BatchNorm, and repeats the 1x1 map that a 32x32 image leaves 7x7 times
-    for its first linear layer. For them anything but this function's defaults is refused, as it would have no
-    effect.
+    its own stem: `torchvision-resnet18` begins by default as `resnet18` with stem `imagenet` and init `kaiming`
+    does; `vgg16` has no BatchNorm, and repeats the 1x1 map that a 32x32 image leaves 7x7 times for its first
+    linear layer, and it has torchvision's initial weights. What would have no effect on them is refused.
 
     ValueError for a name that is not in MODELS, STEMS or INITS, and for a stem or init that does not apply.
     """
@@ -33,14 +32,16 @@ def build_model(name: str, num_classes: int, stem: str = "cifar", init: str = "d
     if name == "resnet34":
         return ResNet(RESNET34_BLOCKS, num_classes, stem, init)
 
-    for field, value, default in (("stem", stem, "cifar"), ("init", init, "default")):
-        if value != default:
-            raise ValueError(f"{field} {value!r} does not apply to {name}: leave it at {default!r}")
+    if stem != "cifar":
+        raise ValueError(f"stem {stem!r} does not apply to {name}: leave it at 'cifar'")
     if name == "torchvision-resnet18":
         network: nn.Module = models.resnet18(weights=None, num_classes=num_classes)
-    else:
-        network = models.vgg16(weights=None, num_classes=num_classes)
-        network.avgpool = RepeatOrPool7x7()
+        initialise(network, init)
+        return network
+    if init != "default":
+        raise ValueError(f"init {init!r} does not apply to {name}: leave it at 'default'")
+    network = models.vgg16(weights=None, num_classes=num_classes)
+    network.avgpool = RepeatOrPool7x7()
     return network
 
 

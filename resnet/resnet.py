@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STEMS = ("imagenet", "cifar", "cifar-pool", "keras")
-INITS = ("default", "kaiming", "glorot")
+INITS = ("default", "pytorch", "kaiming", "glorot")
 
 RESNET18_BLOCKS = (2, 2, 2, 2)
 RESNET34_BLOCKS = (3, 4, 6, 3)
@@ -135,14 +135,15 @@ def layer(in_channels: int, channels: int, blocks: int, stride: int, keras: bool
 def initialise(model: nn.Module, init: str) -> None:
     """Draw the initial weights anew, in place, from PyTorch's global generator.
 
-    - `default`: what PyTorch's layers drew when they were built (the CIFAR-10 study's own network).
+    - `default`: what the network drew when it was built. Of ours that is `pytorch`, of torchvision's `kaiming`.
+    - `pytorch`: PyTorch's layers' own, uniform within 1 / sqrt(fan_in) (the CIFAR-10 study's own network).
     - `kaiming`: convolutions normal with the deviation sqrt(2 / fan_out) (He et al. 2015, arXiv:1502.01852),
       the linear layer PyTorch's default: as torchvision's ResNet.
     - `glorot`: convolutions and the linear layer uniform within sqrt(6 / (fan_in + fan_out)), the linear
       layer's bias zero: Keras' default (the CIFAR-100 study).
 
     In the last two the biases of convolutions, which only the `keras` stem has, are zero. BatchNorm begins
-    with weight 1 and bias 0 in all three.
+    with weight 1 and bias 0 in all of them.
     """
     if init not in INITS:
         raise ValueError(f"init {init!r} is unknown: allowed are {', '.join(INITS)}")
@@ -150,6 +151,9 @@ def initialise(model: nn.Module, init: str) -> None:
         return
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
+            if init == "pytorch":
+                module.reset_parameters()
+                continue
             if init == "kaiming":
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             else:

@@ -144,8 +144,8 @@ def test_the_next_epoch_shifts_and_mirrors_anew() -> None:
     assert abs((one[2] == other[2]).double().mean() - 1 / 2) < 0.05
 
 
-def test_shifting_moves_by_at_most_the_fraction_and_repeats_the_edge() -> None:
-    chosen = Augmentation.shifting(0.1, size=32)
+def test_a_crop_with_edge_moves_by_at_most_the_padding_and_repeats_the_edge() -> None:
+    chosen = Augmentation(crop_padding=3, crop_mode="edge")
     images = random_images(200)
     result = to_images(crop_and_flip(to_batch(images), torch.arange(200), chosen, 0, 0))
     rows, columns, _ = positions(200, chosen)
@@ -153,11 +153,6 @@ def test_shifting_moves_by_at_most_the_fraction_and_repeats_the_edge() -> None:
     for image, found, row, column in zip(images, result, rows.tolist(), columns.tolist(), strict=True):
         y, x = np.clip(np.arange(32) + row, 0, 31), np.clip(np.arange(32) + column, 0, 31)
         np.testing.assert_array_equal(found, image[y][:, x])
-
-
-def test_shifting_keeps_flip_and_cutout() -> None:
-    expected = Augmentation(crop_padding=4, crop_mode="edge", flip=True, cutout=8)
-    assert Augmentation.shifting(0.125, 32, flip=True, cutout=8) == expected
 
 
 # Cutout -----------------------------------------------------------------------------------------------------
@@ -212,7 +207,7 @@ def test_normalising_is_torchvisions() -> None:
         Augmentation(crop_padding=4, crop_mode="reflect", cutout=8),
         Augmentation(flip=True),
         Augmentation(cutout=16),
-        Augmentation.shifting(0.1, 32, flip=True, cutout=7),
+        Augmentation(crop_padding=3, crop_mode="edge", flip=True, cutout=7),
     ],
     ids=str,
 )

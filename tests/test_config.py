@@ -43,7 +43,10 @@ def test_recipe_then_flags(tmp_path):
     assert config.run_folder == Path("runs/mine")
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.stem != "sweep")
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_is_valid(recipe):
     assert parse_config(["--recipe", str(recipe)]).recipe == recipe.stem
 
@@ -72,7 +75,8 @@ def test_choices_are_those_of_the_networks():
         (["--val-fraction", "1"], "--val-fraction"),
         (["--momentum", "1"], "--momentum"),
         (["--label-smoothing", "1"], "--label-smoothing"),
-        (["--shift", "0.2"], "--shift"),
+        (["--subset", "0"], "--subset"),
+        (["--subset", "1.1"], "--subset"),
         (["--cutout", "33"], "--cutout"),
         (["--milestones", "[60, 30]"], "--milestones"),
         (["--milestones", "[0, 30]"], "--milestones"),

@@ -77,16 +77,14 @@ def values_of(name: str) -> st.SearchStrategy[Any]:
         return st.text("aZ0-_", max_size=8)
     if kind is str:
         return PRINTABLE
-    assert kind == list[int]
-    return st.sets(st.integers(1, 1000), max_size=5).map(sorted)
+    assert kind == list[float]
+    return st.sets(st.floats(0.01, 1000), max_size=5).map(sorted)
 
 
 CHOSEN = st.fixed_dictionaries({}, optional={name: values_of(name) for name in NAMES})
 
 
 def valid_config(chosen: dict[str, Any]) -> Config:
-    if chosen.get("shift"):
-        chosen = chosen | {"crop_padding": 0}
     if chosen.get("data_dir") and chosen.get("dataset") == "shapes":
         chosen = chosen | {"dataset": "folder"}
     try:

@@ -210,7 +210,9 @@ def glorot_bound(module: nn.Conv2d | nn.Linear) -> float:
 
 
 @pytest.mark.parametrize(
-    ("init", "bound"), [("default", default_bound), ("glorot", glorot_bound)], ids=["default", "glorot"]
+    ("init", "bound"),
+    [("default", default_bound), ("pytorch", default_bound), ("glorot", glorot_bound)],
+    ids=["default", "pytorch", "glorot"],
 )
 def test_uniform_inits(init: str, bound: Callable[[nn.Conv2d | nn.Linear], float]) -> None:
     for module in build_model("resnet18", 100, "keras", init).modules():

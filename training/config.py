@@ -16,7 +16,6 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from data.errors import InputError
 from data.files import check_digest
-from data.spec import IMAGE_SIZE
 
 
 @dataclass(frozen=True)
@@ -40,18 +39,18 @@ class Config:
     workers: int = 0
     """FFCV's threads in each process. 0: the cores this process may use, shared among the machine's processes."""
 
-    split: Literal["stratified", "none", "test"] = "stratified"
-    """Validation images: a share of each class; none; or, training on all, the test set as a mere yardstick."""
+    subset: float = 1.0
+    """Share of the training images to use at all, of each class, above 0 to 1; the seed chooses them."""
+    split: Literal["stratified", "last", "none", "test"] = "stratified"
+    """Validation images: of each class a share by the seed, or its last; none; or the test set, as a yardstick."""
     val_fraction: float = 0.1
-    """Share of the training images held out by split stratified, between 0 and 1."""
+    """Share of the training images held out by split stratified and last, between 0 and 1."""
     crop_padding: int = 4
     """Pixels of padding before the random crop, 0 to 31. 0: no crop."""
     crop_mode: Literal["zero", "reflect", "edge"] = "zero"
-    """What fills the padding."""
+    """What fills the padding; edge repeats the outermost pixels: Keras' shifts with fill_mode nearest."""
     flip: bool = True
     """Mirror half of the images left to right."""
-    shift: float = 0.0
-    """Instead of a crop, shift by up to this fraction each way, repeating the edge; 0 to below 1."""
     cutout: int = 0
     """Side of a square hidden in each image, in pixels, 0 to 32."""
     normalize: bool = True
@@ -61,8 +60,8 @@ class Config:
     """The network."""
     stem: Literal["imagenet", "cifar", "cifar-pool", "keras"] = "cifar"
     """First layers of resnet18 and resnet34: 7x7/2 + pool, 3x3, 3x3 + pool, or 3x3 valid + 2x2/1 pool."""
-    init: Literal["default", "kaiming", "glorot"] = "default"
-    """Initial weights: PyTorch's defaults, torchvision's Kaiming, or Keras' Glorot."""
+    init: Literal["default", "pytorch", "kaiming", "glorot"] = "default"
+    """Initial weights: the network's own (PyTorch's for resnet18 and 34), PyTorch's, Kaiming or Keras' Glorot."""
     weights: str = ""
     """File with torchvision's weights to start from, all but the last layer."""
 
@@ -88,8 +87,8 @@ class Config:
     """BatchNorm over the images of all processes: results then agree for any number of them, but for rounding."""
     schedule: Literal["multistep", "cosine", "triangle", "inverse-time", "constant"] = "multistep"
     """Learning rate: by milestones, cosine to 0, triangle 0.2 -> 1 -> 0, lr / (1 + decay x steps), constant."""
-    milestones: list[int] = field(default_factory=lambda: [30, 60, 90])
-    """Epochs after which multistep multiplies the learning rate by gamma, ascending."""
+    milestones: list[float] = field(default_factory=lambda: [30, 60, 90])
+    """Epochs, or parts of them, after which multistep multiplies the learning rate by gamma, ascending."""
     gamma: float = 0.1
     """Factor of multistep, above 0."""
     decay: float = 0.0
@@ -131,16 +130,9 @@ class Config:
             value = getattr(self, name)
             if not low <= value < high:
                 raise InputError(f"{flag(name)} {value}: expected {meaning}")
-        if self.milestones != sorted(set(self.milestones)) or any(m < 1 for m in self.milestones):
-            raise InputError(f"--milestones {self.milestones}: expected ascending epochs, the first at least 1")
-        if self.shift and self.crop_padding:
-            raise InputError(
-                f"--shift {self.shift}: give --crop-padding 0 with it; a shift takes the crop's place"
-            )
-        if 0 < self.shift < 1 / IMAGE_SIZE:
-            raise InputError(
-                f"--shift {self.shift}: less than one pixel; expected 0, or at least {1 / IMAGE_SIZE}"
-            )
+        if self.milestones != sorted(set(self.milestones)) or not all(0 < m < math.inf for m in self.milestones):
+            shown = ", ".join(f"{milestone:g}" for milestone in self.milestones)
+            raise InputError(f"--milestones [{shown}]: expected ascending epochs, the first above 0")
         if self.dataset == "shapes" and self.data_dir:
             raise InputError(f"--data-dir {self.data_dir}: the shapes are built in; leave it away, or use folder")
         if self.optimizer == "nesterov" and not self.momentum:
@@ -161,12 +153,12 @@ class Config:
         return {name: value for name, value in asdict(self).items() if name not in _WITHOUT_EFFECT_ON_RESULTS}
 
 
-_TYPES = {int: "a whole number", float: "a number", bool: "true or false", list[int]: "a list of whole numbers"}
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", list[float]: "a list of numbers"}
 
 
 def _is_of_type(value: object, kind: Any) -> bool:
-    if kind == list[int]:
-        return isinstance(value, list) and all(_is_of_type(entry, int) for entry in value)
+    if kind == list[float]:
+        return isinstance(value, list) and all(_is_of_type(entry, float) for entry in value)
     if kind is float:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int:
@@ -177,9 +169,9 @@ def _is_of_type(value: object, kind: Any) -> bool:
 _SMALLEST = sys.float_info.min
 _RANGES: dict[str, tuple[float, float, str]] = {
     "workers": (0, math.inf, "at least 0"),
+    "subset": (_SMALLEST, math.nextafter(1, 2), "a fraction above 0, at most 1"),
     "val_fraction": (_SMALLEST, 1, "a fraction above 0 and below 1"),
     "crop_padding": (0, 32, "0 to 31 pixels"),
-    "shift": (0, 1, "a fraction from 0 to below 1"),
     "cutout": (0, 33, "0 to 32 pixels"),
     "epochs": (1, math.inf, "at least 1"),
     "batch_size": (1, math.inf, "at least 1"),

@@ -19,7 +19,7 @@ from data.errors import InputError
 from data.keyed import random_bits
 from data.loaders import Batch, Loader, make_loader
 from data.prepared import Prepared, prepare
-from data.sampling import evaluation_batches, split
+from data.sampling import evaluation_batches, split, split_last, subset
 from data.sources import find_source
 from data.spec import IMAGE_SIZE
 from data.stream import Stream
@@ -44,15 +44,19 @@ def open_data(config: Config, accelerator: Accelerator) -> tuple[Prepared, Loade
 
 def choose_ids(config: Config, prepared: Prepared) -> tuple[Tensor, Tensor]:
     """Ids to train on, and ids to evaluate after each epoch (with --split none: empty)."""
-    everything = torch.tensor(prepared.train_ids)
-    if config.split == "stratified":
-        labels = torch.from_numpy(prepared.labels[: prepared.train_count])
-        return split(labels, config.val_fraction, config.seed, prepared.classes)
+    labels = torch.from_numpy(prepared.labels[: prepared.train_count])
+    ids = torch.arange(prepared.train_count)
+    if config.subset < 1:
+        ids = subset(labels, config.subset, config.seed)
+    if config.split in ("stratified", "last"):
+        hold_out = split if config.split == "stratified" else split_last
+        kept, held_out = hold_out(labels[ids], config.val_fraction, config.seed, prepared.classes)
+        return ids[kept], ids[held_out]
     if config.split == "test":
         if not prepared.test_ids:
             raise InputError("--split test: this data set has no labelled test images; use stratified or none")
-        return everything, torch.tensor(prepared.test_ids)
-    return everything, everything[:0]
+        return ids, torch.tensor(prepared.test_ids)
+    return ids, ids[:0]
 
 
 def initial_model(config: Config, num_classes: int) -> nn.Module:
@@ -70,10 +74,7 @@ def initial_model(config: Config, num_classes: int) -> nn.Module:
 
 
 def make_transform(config: Config, prepared: Prepared, device: torch.device, precision: str) -> BatchTransform:
-    if config.shift:
-        augmentation = Augmentation.shifting(config.shift, IMAGE_SIZE, config.flip, config.cutout)
-    else:
-        augmentation = Augmentation(config.crop_padding, config.crop_mode, config.flip, config.cutout)
+    augmentation = Augmentation(config.crop_padding, config.crop_mode, config.flip, config.cutout)
     mean, std = pixel_statistics(config, prepared)
     return BatchTransform(mean, std, augmentation, config.seed, device, DTYPES[precision])
 

@@ -1,15 +1,21 @@
-"""Pictures of a run."""
+"""Figures of runs, drawn with matplotlib. Colours are told apart by the colour-blind (Okabe and Ito, 2008)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from cycler import cycler
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from data.files import write_atomically
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+CYCLE = cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -19,46 +25,102 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def draw_curves(rows: Sequence[dict[str, Any]], title: str, held_out: str, path: Path) -> None:
-    """Loss, accuracy and learning rate by epoch, from the rows of metrics.jsonl.
+    """Loss and accuracy by epoch, and the learning rate below, from the rows of metrics.jsonl.
 
     held_out: what the images that were not trained on are called.
     """
     rows = [row for row in rows if row["kind"] == "epoch"]
-    epochs = [row["epoch"] for row in rows]
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
-    panels = figure.subplots(1, 3)
-    for axes, quantity in zip(panels, ("loss", "accuracy", "lr"), strict=True):
-        lines = {"train": f"train_{quantity}", held_out: f"val_{quantity}"} if quantity != "lr" else {"": "lr"}
-        for label, key in lines.items():
-            values = [row.get(key) for row in rows]
-            if any(value is not None for value in values):
-                axes.plot(epochs, values, marker="o" if len(epochs) < 20 else None, markersize=3, label=label)
-        axes.set(xlabel="epoch", title={"lr": "learning rate"}.get(quantity, quantity))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        if quantity != "lr":
-            axes.legend()
+    figure = Figure(figsize=(11, 5.4), layout="constrained")
+    panels = figure.subplot_mosaic([["loss", "accuracy"], ["lr", "lr"]], height_ratios=[3, 1])
+    for axes in panels.values():
+        _prepare(axes)
+    for quantity in ("loss", "accuracy"):
+        for label, key in (("training", f"train_{quantity}"), (held_out, f"val_{quantity}")):
+            _plot(panels[quantity], rows, key, label)
+        panels[quantity].set(title=quantity)
+        panels[quantity].legend()
+    _plot(panels["lr"], rows, "lr", "")
+    panels["lr"].set(title="learning rate")
     figure.suptitle(title)
     save(figure, path)
 
 
-def draw_confusion(confusion: Tensor, classes: Sequence[str], title: str, path: Path) -> None:
-    """Share of each true class (rows) by predicted class (columns); numbers where they can be read."""
-    shares = (confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)).numpy()
+def _plot(axes: Axes, rows: Sequence[dict[str, Any]], key: str, label: str) -> None:
+    points = [(row["epoch"], row[key]) for row in rows if key in row]
+    if points:
+        marker = "o" if len(points) < 20 else None
+        axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label)
+
+
+def _prepare(axes: Axes) -> None:
+    """For curves by epoch."""
+    axes.set_prop_cycle(CYCLE)
+    axes.grid(alpha=0.3)
+    axes.set(xlabel="epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def draw_comparison(curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]], title: str, path: Path) -> None:
+    """Validation accuracy and loss of several experiments, by epoch; with several runs of each, mean and range.
+
+    curves: by the experiment's label the rows of metrics.jsonl of each of its runs.
+    """
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, quantity in zip(panels, ("accuracy", "loss"), strict=True):
+        _prepare(axes)
+        for label, runs in curves.items():
+            values = [[row[f"val_{quantity}"] for row in rows if row["kind"] == "epoch"] for rows in runs]
+            shortest = min(map(len, values))
+            table = np.array([run[:shortest] for run in values])
+            epochs = range(1, shortest + 1)
+            marker = "o" if shortest < 20 else None
+            (line,) = axes.plot(epochs, table.mean(0), label=label, marker=marker, markersize=3)
+            if len(runs) > 1:
+                axes.fill_between(epochs, table.min(0), table.max(0), color=line.get_color(), alpha=0.15)
+        axes.set(title=f"validation {quantity}")
+    panels[0].legend(fontsize=8)
+    figure.suptitle(title)
+    save(figure, path)
+
+
+def draw_confusion(
+    confusion: Tensor, classes: Sequence[str], title: str, path: Path, groups: Sequence[str] = ()
+) -> None:
+    """Share of each true class (rows) by predicted class (columns); numbers where they can be read.
+
+    groups: of each class the group that it belongs to (CIFAR-100's coarse classes): its classes then stand
+        together, and lines part them from the others.
+    """
     count = len(classes)
-    side = 3 + 0.45 * count if count <= 20 else 3 + 0.16 * count
+    order = sorted(range(count), key=lambda index: (groups[index], classes[index])) if groups else range(count)
+    names = [classes[index] for index in order]
+    shares = (confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)).numpy()[np.ix_(order, order)]
+    few = count <= 20
+    side = 3 + 0.45 * count if few else 5 + 0.21 * count
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    font = 9 if count <= 20 else 5
-    axes.set_xticks(range(count), classes, rotation=90, fontsize=font)
-    axes.set_yticks(range(count), classes, fontsize=font)
+    axes.set_xticks(range(count), names, rotation=90, fontsize=9 if few else 8)
+    axes.set_yticks(range(count), names, fontsize=9 if few else 8)
     axes.set(xlabel="predicted", ylabel="true", title=title)
-    if count <= 20:
-        for row in range(count):
-            for column in range(count):
+    for row in range(count):
+        for column in range(count):
+            if few or shares[row, column] >= 0.01:
                 colour = "white" if shares[row, column] > 0.5 else "black"
                 text = f"{100 * shares[row, column]:.0f}"
-                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8 if few else 5)
+    if groups:
+        _part_groups(axes, [groups[index] for index in order])
     figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
     save(figure, path)
+
+
+def _part_groups(axes: Axes, groups: Sequence[str]) -> None:
+    """Lines between groups of rows and columns, and their names at the right."""
+    starts = [index for index in range(len(groups)) if index == 0 or groups[index] != groups[index - 1]]
+    for start, end in zip(starts, [*starts[1:], len(groups)], strict=True):
+        axes.axhline(start - 0.5, color="grey", linewidth=0.6)
+        axes.axvline(start - 0.5, color="grey", linewidth=0.6)
+        name = groups[start].replace("_", " ")
+        axes.text(len(groups) + 0.2, (start + end - 1) / 2, name, va="center", fontsize=8)

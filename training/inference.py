@@ -1,6 +1,6 @@
 """A trained network applied to batches of images: the one path of validation, evaluate.py and submit.py."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,21 @@ class Predictor:
                 logits = (logits + self.model(inputs.flip(-1)).float()) / 2
         return logits
 
-    def evaluate(self, batches: Iterable[Batch], num_classes: int) -> dict[str, Any]:
-        """The metrics of EvaluationMetrics over the batches of all processes."""
+    def evaluate(
+        self,
+        batches: Iterable[Batch],
+        num_classes: int,
+        visit: Callable[[Batch, Tensor], object] = lambda batch, logits: None,
+    ) -> dict[str, Any]:
+        """The metrics of EvaluationMetrics over the batches of all processes.
+
+        visit: is shown each batch of this process with its logits.
+        """
         metrics = EvaluationMetrics(num_classes, self.device)
         for batch in batches:
-            metrics.update(self.logits(batch.images), batch.labels)
+            logits = self.logits(batch.images)
+            metrics.update(logits, batch.labels)
+            visit(batch, logits)
         return metrics.read()
 
 

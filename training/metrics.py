@@ -42,7 +42,7 @@ class TrainingMetrics:
 
 
 class EvaluationMetrics:
-    """Loss, top-1, top-5, macro F1 and the confusion matrix."""
+    """Loss, top-1, top-5, macro and micro F1 and the confusion matrix."""
 
     def __init__(self, num_classes: int, device: torch.device):
         self.loss = SumMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
@@ -61,6 +61,8 @@ class EvaluationMetrics:
         """The results over all processes; `confusion` is int64 (true class, predicted class), on the CPU.
 
         F1 of a class that occurs neither among the labels nor among the predictions is 0, as in scikit-learn.
+        Micro F1 counts hits, false positives and false negatives over all classes; with one label and one
+        prediction for each image it equals the accuracy.
         """
         with warnings.catch_warnings():  # with few images a process may have had none to update with
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
@@ -75,6 +77,7 @@ class EvaluationMetrics:
             "accuracy": float(hits.sum()) / count,
             "top5": float(top5),
             "macro_f1": float(f1.mean()),
+            "micro_f1": 2 * float(hits.sum()) / float((of_class + predicted).sum()),
             "f1": f1.tolist(),
             "confusion": confusion,
         }

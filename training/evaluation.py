@@ -1,0 +1,154 @@
+"""Trained weights on the images of one split: metrics, predictions, and the files that show them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data.errors import InputError
+from data.files import write_json
+from data.loaders import Batch
+from data.prepared import Prepared, prepare
+from data.resident_loader import ResidentLoader
+from data.sampling import evaluation_batches
+from data.sources import find_source
+from data.spec import SPECS
+from training.config import Config, recorded_config
+from training.engine import choose_ids
+from training.inference import EVALUATION_BATCH, Predictor, open_predictor
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Of n images, in the order of their ids: int64 ids, labels and predicted classes; the predicted class'
+    probability; and the cross-entropy. Each (n,)."""
+
+    ids: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.int64]
+    confidence: npt.NDArray[np.float32]
+    loss: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """report: the content of evaluation.json. confusion: int64 (true class, predicted class)."""
+
+    report: dict[str, Any]
+    confusion: Tensor
+    predictions: Predictions
+
+
+def evaluate_images(predictor: Predictor, prepared: Prepared, ids: Tensor) -> Evaluation:
+    """Evaluate on the images of `ids`, in this process alone."""
+    parts: list[list[Tensor]] = []
+
+    def keep(batch: Batch, logits: Tensor) -> None:
+        confidence, predicted = logits.softmax(1).max(1)
+        loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
+        parts.append([batch.ids, batch.labels, predicted, confidence, loss])
+
+    batches = ResidentLoader(prepared, predictor.device).read(evaluation_batches(ids, EVALUATION_BATCH))
+    report = predictor.evaluate(batches, len(prepared.classes), keep)
+    confusion, f1 = report.pop("confusion"), report.pop("f1")
+    report |= coarse_report(confusion, prepared.classes)
+    report["per_class"] = class_table(confusion, f1, prepared.classes)
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
+    return Evaluation(report, confusion, Predictions(*columns))
+
+
+def coarse_names(classes: tuple[str, ...]) -> list[str]:
+    """The coarse class of each class; empty for classes other than CIFAR-100's."""
+    spec = SPECS["cifar100"]
+    return [spec.coarse_classes[index] for index in spec.coarse_of] if classes == spec.classes else []
+
+
+def coarse_report(confusion: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
+    """Accuracy over coarse classes, and how many mistakes stay inside the right one; empty without them."""
+    names = coarse_names(classes)
+    if not names:
+        return {}
+    codes = torch.tensor([SPECS["cifar100"].coarse_classes.index(name) for name in names])
+    inside = int(confusion[codes[:, None] == codes[None, :]].sum())
+    right, count = int(confusion.diagonal().sum()), int(confusion.sum())
+    return {"coarse_accuracy": inside / count, "mistakes": count - right, "mistakes_within_coarse": inside - right}
+
+
+def class_table(confusion: Tensor, f1: list[float], classes: tuple[str, ...]) -> list[dict[str, Any]]:
+    """For each class its number of images, recall (its accuracy), precision and F1."""
+    columns = (confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist())
+    return [
+        {
+            "class": name,
+            "images": images,
+            "recall": hits / max(images, 1),
+            "precision": hits / max(predicted, 1),
+            "f1": score,
+        }
+        for name, hits, images, predicted, score in zip(classes, *columns, f1, strict=True)
+    ]
+
+
+def draw_evaluation(evaluation: Evaluation, prepared: Prepared, title: str, folder: Path) -> list[Path]:
+    """Write confusion.png, predictions.png and mistakes.png; returns their paths."""
+    from training.figures import draw_confusion
+    from training.pictures import draw_mistakes, draw_predictions
+
+    paths = [folder / name for name in ("confusion.png", "predictions.png", "mistakes.png")]
+    classes, predictions = prepared.classes, evaluation.predictions
+    draw_confusion(evaluation.confusion, classes, title, paths[0], coarse_names(classes))
+    draw_predictions(prepared.images, predictions, classes, f"{title}: images by predicted class", paths[1])
+    draw_mistakes(prepared.images, predictions, classes, f"{title}: worst mistakes", paths[2])
+    return paths
+
+
+def evaluate_run(run: Path, split: str, data_dir: Path | None, flip: bool) -> dict[str, Any]:
+    """Evaluate a run's weights; writes evaluation.json and the pictures beside them, and returns the report.
+
+    Args:
+        run: a run's folder, or a weights file.
+        split: "test" or "val".
+        data_dir: folder of the images; None: where the run found them.
+        flip: average over mirror images.
+
+    Raises:
+        InputError: no whole weights, or images that do not go with them.
+    """
+    predictor, about, weights = open_predictor(run, flip)
+    config = recorded_config(about["config"], weights)
+    prepared, ids = images_of(config, split, data_dir)
+    if split == "val" and prepared.digest != about["data"]:
+        raise InputError(
+            "--split val: these are not the images that the run held some out of; give its --data-dir"
+        )
+    if list(prepared.classes) != about["classes"]:
+        raise InputError(
+            f"{weights}: trained on other classes than those of the images; give the right --data-dir"
+        )
+    evaluation = evaluate_images(predictor, prepared, ids)
+    report = {
+        "split": split,
+        "tta": "flip" if flip else "none",
+        "weights_sha256": about["weights_sha256"],
+        **evaluation.report,
+    }
+    title = f"{weights.resolve().parent.name}: {split}, accuracy {100 * report['accuracy']:.2f} %"
+    draw_evaluation(evaluation, prepared, title, weights.parent)
+    write_json(weights.with_name("evaluation.json"), report)
+    return report
+
+
+def images_of(config: Config, split: str, data_dir: Path | None) -> tuple[Prepared, Tensor]:
+    """The prepared data set of a run, and the ids of one split."""
+    prepared = prepare(find_source(config.dataset, data_dir or config.source_folder), Path(config.cache_dir))
+    if split == "test":
+        if not prepared.test_ids:
+            raise InputError("--split test: there are no labelled test images; use --split val")
+        return prepared, torch.tensor(prepared.test_ids)
+    if config.split not in ("stratified", "last"):
+        raise InputError(f"--split val: the run held out no validation images (--split {config.split})")
+    return prepared, choose_ids(config, prepared)[1]

@@ -1,0 +1,225 @@
+"""What reproduce.py writes of finished runs: report.md with its pictures, and report.html, all in one file."""
+
+import base64
+import html
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from data.files import write_atomically
+from training.figures import draw_comparison
+from training.studies import Experiment, Study
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run: its summary.json, evaluation.json, and the rows of its epochs."""
+
+    summary: dict[str, Any]
+    evaluation: dict[str, Any]
+    epochs: list[dict[str, Any]]
+
+
+def read_result(run: Path) -> Result:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    summary, evaluation = (json.loads((run / f"{name}.json").read_text()) for name in ("summary", "evaluation"))
+    return Result(summary, evaluation, [row for row in rows if row["kind"] == "epoch"])
+
+
+@dataclass
+class Outcome:
+    """An experiment's finished runs, one for each seed; or why there are none."""
+
+    experiment: Experiment
+    results: list[Result] = field(default_factory=list)
+    reason: str = ""
+
+
+def _wobble(result: Result) -> float:
+    last = [row["val_accuracy"] for row in result.epochs[-max(2, len(result.epochs) // 5) :]]
+    return stdev(last) if len(last) > 1 else 0.0
+
+
+QUANTITIES: dict[str, Callable[[Result], float]] = {
+    "validation accuracy": lambda result: result.summary["val_accuracy"],
+    "accuracy after the first epoch": lambda result: result.epochs[0]["val_accuracy"],
+    "training less validation accuracy, last epoch": lambda result: (
+        result.epochs[-1]["train_accuracy"] - result.epochs[-1]["val_accuracy"]
+    ),
+    "deviation of the validation accuracy over the last fifth of the epochs": _wobble,
+}
+"""What the findings of the studies compare."""
+
+
+@dataclass(frozen=True)
+class Table:
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Picture:
+    path: Path
+    title: str
+
+
+@dataclass(frozen=True)
+class Heading:
+    text: str
+    level: int = 2
+
+
+Block = str | Heading | Table | Picture | list[str]
+"""A part of a report; a str is a paragraph, a list of them a list."""
+
+
+def study_report(study: Study, outcomes: Sequence[Outcome], scaled: str, pictures: Path) -> list[Block]:
+    """The section of one study; draws its comparisons into the folder `pictures`.
+
+    scaled: "" or how the runs were made shorter, which then stands at every table and picture.
+    """
+    label = f" ({scaled})" if scaled else ""
+    blocks: list[Block] = [
+        Heading(study.title + label),
+        results_table(outcomes),
+        "Accuracies and F1 are fractions; with several seeds mean and deviation. `ours` is what the study's "
+        "figure is of: validation, or the test set where so marked."
+        + (f" All runs are {scaled}." if scaled else ""),
+        list(study.notes),
+    ]
+    finished = {outcome.experiment.name: outcome.results for outcome in outcomes if outcome.results}
+    for comparison in study.comparisons:
+        curves = {
+            f"{name}: {outcome.experiment.what}": [result.epochs for result in outcome.results]
+            for name in comparison.experiments
+            for outcome in outcomes
+            if outcome.experiment.name == name and outcome.results
+        }
+        if len(curves) > 1:
+            title = f"{study.title}: {comparison.title}{label}"
+            path = pictures / (title.split(" (")[0].lower().replace(": ", "-").replace(" ", "-") + ".png")
+            draw_comparison(curves, title, path)
+            blocks.append(Picture(path, title))
+    findings = [[finding.text, *verdict(finding.pairs, finding.quantity, finished)] for finding in study.findings]
+    blocks += [
+        Heading(f"{study.title}: its findings{label}", 3),
+        Table(("finding", "our runs", "measured"), findings),
+    ]
+    return blocks
+
+
+def results_table(outcomes: Sequence[Outcome]) -> Table:
+    header = "experiment, network and settings, study, ours, difference, validation, test, macro F1, micro F1"
+    header += ", epochs, seconds, seeds"
+    return Table(header.split(", "), [_row(outcome) for outcome in outcomes])
+
+
+def _row(outcome: Outcome) -> list[str]:
+    experiment, results = outcome.experiment, outcome.results
+    figure = (f"{experiment.figure} (test)" if experiment.on_test else experiment.figure) or "-"
+    row = [experiment.name, experiment.what, figure]
+    if not results:
+        return [*row, f"not run: {outcome.reason}", *["-"] * 8]
+    validation = [result.summary["val_accuracy"] for result in results]
+    test = [result.evaluation["accuracy"] for result in results]
+    ours = test if experiment.on_test else validation
+    f1 = [_spread([result.evaluation[name] for result in results]) for name in ("macro_f1", "micro_f1")]
+    return [
+        *row,
+        _spread(ours) + (" (test)" if experiment.on_test else ""),
+        _difference(mean(ours), experiment) if experiment.figure else "-",
+        *(_spread(validation), _spread(test), *f1),
+        str(results[0].summary["epochs"]),
+        f"{mean(result.summary['seconds'] for result in results):.0f}",
+        ", ".join(str(result.summary["seed"]) for result in results),
+    ]
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def _difference(ours: float, experiment: Experiment) -> str:
+    ends = dict.fromkeys(f"{ours - end:+.3f}" for end in (experiment.low, experiment.high))
+    return " to ".join(ends)
+
+
+def verdict(pairs: Sequence[tuple[str, str]], quantity: str, finished: dict[str, list[Result]]) -> tuple[str, str]:
+    """Whether in each pair the first experiment has the higher quantity; and the numbers."""
+    missing = sorted({name for pair in pairs for name in pair} - set(finished))
+    if missing:
+        return "not tested", f"not run: {', '.join(missing)}"
+    measure = QUANTITIES[quantity]
+    values = {name: [measure(result) for result in finished[name]] for pair in pairs for name in pair}
+    borne_out = all(mean(values[first]) > mean(values[second]) for first, second in pairs)
+    numbers = ", ".join(f"{name} {_spread(found)}" for name, found in values.items())
+    return "borne out" if borne_out else "not borne out", f"{quantity}: {numbers}"
+
+
+def environment(results: Sequence[Result]) -> list[str]:
+    """Device, processes, precision, loader and versions of the runs; more lines where they differ."""
+    lines = dict.fromkeys(
+        "{world_size} x {device}, precision {precision}, {loader} loader; ".format(**result.summary)
+        + ", ".join(f"{name} {version}" for name, version in result.summary["versions"].items())
+        for result in results
+    )
+    return list(lines)
+
+
+def write_report(blocks: Sequence[Block], folder: Path) -> None:
+    """report.md, whose pictures stay where they are in `folder`, and report.html, which contains them."""
+    markdown = "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
+    write_atomically(folder / "report.md", markdown.encode())
+    body = "\n".join(_html(block) for block in blocks)
+    write_atomically(folder / "report.html", _PAGE.format(body=body).encode())
+
+
+def _markdown(block: Block, folder: Path) -> str:
+    if isinstance(block, Heading):
+        return f"{'#' * block.level} {block.text}"
+    if isinstance(block, Table):
+        lines = [block.header, ["---"] * len(block.header), *block.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    if isinstance(block, Picture):
+        return f"![{block.title}]({block.path.relative_to(folder).as_posix()})"
+    return block if isinstance(block, str) else "\n".join(f"- {item}" for item in block)
+
+
+def _html(block: Block) -> str:
+    if isinstance(block, Heading):
+        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
+    if isinstance(block, Table):
+        lines = [_html_row(block.header, "th"), *(_html_row(row, "td") for row in block.rows)]
+        return "<table>\n" + "\n".join(lines) + "\n</table>"
+    if isinstance(block, Picture):
+        content = base64.b64encode(block.path.read_bytes()).decode()
+        return f'<img src="data:image/png;base64,{content}" alt="{html.escape(block.title)}">'
+    if isinstance(block, str):
+        return f"<p>{html.escape(block)}</p>"
+    return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in block) + "</ul>"
+
+
+def _html_row(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>Report</title>
+<style>
+body {{ font-family: sans-serif; max-width: 78rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.45; }}
+table {{ border-collapse: collapse; font-size: 0.82rem; }}
+th, td {{ border: 1px solid #bbb; padding: 0.3rem 0.5rem; text-align: left; vertical-align: top; }}
+img {{ max-width: 100%; }}
+</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
