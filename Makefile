@@ -28,7 +28,7 @@ test-faults: setup  ## the fault tests in full: 25 kills, every combination of s
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy resnet data training train.py evaluate.py submit.py
+	$(BIN)/mypy resnet data training train.py evaluate.py submit.py reproduce.py
 
 clean:  ## remove what the demo wrote, and the tools' caches; .venv and other runs stay
 	rm -rf runs/demo datasets/shapes $(dir $(shell grep -ls '"source": "shapes"' cache/*/meta.json))

@@ -7,35 +7,28 @@ started again it goes on where it was. What comes after -- goes to train.py.
 import argparse
 import json
 import shlex
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.errors import InputError
 from training.cli import OneLineParser, one_line_errors
-from training.config import Config, parse_config
+from training.config import parse_config
+from training.jobs import ROOT, is_finished, shortened, split_arguments, train
 from training.studies import STUDIES, Experiment, Study
 
 if TYPE_CHECKING:
     from training.report import Outcome
 
-ROOT = Path(__file__).resolve().parent
-
 
 def main() -> None:
     own, extra = split_arguments(sys.argv[1:])
-    with one_line_errors():
-        raise SystemExit(reproduce(make_parser().parse_args(own), extra))
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What stands before the first "--", and what after it."""
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    return list(arguments[:at]), list(arguments[at + 1 :])
+    try:
+        with one_line_errors():
+            raise SystemExit(reproduce(make_parser().parse_args(own), extra))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def make_parser() -> OneLineParser:
@@ -128,8 +121,8 @@ def run_experiment(
         run = out / study_name / f"{name}-seed{seed}"
         flags = [*recipe, "--tracker", "none", "--data-dir", str(data_folder(study, arguments)), *extra]
         flags += ["--name", run.name, "--runs-dir", str(run.parent), "--seed", str(seed)]
-        flags += scaled_flags(parse_config(flags), arguments.epochs_scale, arguments.subset)
-        if not is_done(run, parse_config(flags)):
+        flags += shortened(parse_config(flags), arguments.epochs_scale, arguments.subset)
+        if not is_finished(run, parse_config(flags), {"weights"}):
             if name == "exp9" and not (weights := imagenet_weights(arguments.weights)):
                 outcome.reason = "no ImageNet weights; give --weights resnet18-f37072fd.pth"
                 print(f"{name}: {outcome.reason}")
@@ -151,33 +144,6 @@ def data_folder(study: Study, arguments: argparse.Namespace) -> Path:
     return given if arguments.study != "all" and given.is_dir() and not inside.exists() else inside
 
 
-def scaled_flags(config: Config, epochs_scale: float, subset: float) -> list[str]:
-    """Flags that shorten a run: what depends on the epochs or steps is shortened with them."""
-    if epochs_scale == subset == 1:
-        return []
-    epochs = max(1, round(config.epochs * epochs_scale))
-    share = epochs / config.epochs
-    milestones = [milestone * share for milestone in config.milestones]
-    decay = config.decay / (share * subset)  # per step
-    flags = ["--epochs", epochs, "--milestones", json.dumps(milestones), "--warmup", config.warmup * share]
-    return [str(flag) for flag in (*flags, "--decay", decay, "--subset", subset)]
-
-
-def is_done(run: Path, wanted: Config) -> bool:
-    """Whether the run is finished.
-
-    Raises:
-        InputError: it was trained with other settings than those wanted.
-    """
-    if not (run / "summary.json").exists():
-        return False
-    recorded = asdict(parse_config(["--recipe", str(run / "config.yaml")]))
-    differing = [n for n, v in wanted.result_fields().items() if recorded[n] != v and n != "weights"]
-    if differing:
-        raise InputError(f"{run}: trained with another {', '.join(differing)}; remove it or give another --out")
-    return True
-
-
 def imagenet_weights(given: Path | None) -> Path | None:
     """torchvision's file for ResNet-18: the given one, or downloaded by torchvision; None where that fails."""
     if given:
@@ -194,35 +160,6 @@ def imagenet_weights(given: Path | None) -> Path | None:
         print(f"warning: ImageNet weights: {' '.join(str(error).split())}", file=sys.stderr)
         return None
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(choice.url).name
-
-
-def train(flags: list[str], processes: int) -> int:
-    """Run train.py and return its exit code. SIGTERM and SIGINT are passed on to it, so that it checkpoints.
-
-    Raises:
-        SystemExit: after such a signal, when train.py has ended.
-    """
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
-        command += ["--config_file", str(ROOT / "accelerate_config.yaml"), "--num_processes", str(processes)]
-    received: list[int] = []
-
-    def pass_on(number: int, frame: object) -> None:
-        received.append(number)
-        process.send_signal(number)
-
-    # In a session of its own: what a terminal sends reaches it once, through this process.
-    with subprocess.Popen([*command, str(ROOT / "train.py"), *flags], start_new_session=True) as process:
-        former = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            code = process.wait()
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-    if received:
-        raise SystemExit(128 + received[0])
-    return code if code >= 0 else 128 - code
 
 
 def evaluate(run: Path) -> None:

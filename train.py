@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from training.cli import one_line_errors
-from training.config import Config, parse_config
+from training.config import HELD_OUT, Config, parse_config
 from training.stopping import Stopped, StopRequest
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def finish_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:
         row |= {f"val_{name}": result[name] for name in ("loss", "accuracy", "top5", "macro_f1", "micro_f1")}
     progress.epoch += 1
     is_last = progress.epoch == config.epochs
-    chosen = config.split in ("stratified", "last")  # otherwise nothing may choose, and the last weights are kept
+    chosen = config.split in HELD_OUT  # otherwise nothing may choose, and the last weights are kept
     if is_last if not chosen else row["val_accuracy"] > progress.best_accuracy:
         progress.best_epoch = progress.epoch
         progress.best_accuracy = row.get("val_accuracy", -1.0)

@@ -116,6 +116,13 @@ def test_a_mistaken_flag_ends_the_script_with_code_2_and_one_line():
     assert done.stdout == ""
 
 
+def test_each_run_of_a_wandb_sweep_has_a_name_of_its_own(monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "r2")
+    assert parse_config(["--lr", "0.3"]).name == "sweep-s1-r2"
+    assert parse_config(["--name", "mine"]).name == "mine"
+
+
 def test_config_is_parsed_without_importing_torch():
     code = (
         "import sys; from training.config import parse_config; parse_config([]); sys.exit('torch' in sys.modules)"

@@ -22,7 +22,7 @@ def test_curves_show_the_epochs_of_training_and_validation(drawn, tmp_path):
     figures.draw_curves(rows, "a run", "validation", tmp_path / "curves.png")
     loss, accuracy, lr = drawn[0].axes
     assert [line.get_ydata().tolist() for line in loss.lines] == [[1, 1 / 2, 1 / 3], [2, 1, 2 / 3]]
-    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["train", "validation"]
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation"]
     assert accuracy.lines[1].get_xdata().tolist() == [1, 2, 3]
     assert lr.lines[0].get_ydata().tolist() == pytest.approx([0.1, 0.05, 0.1 / 3])
 
@@ -44,3 +44,30 @@ def test_a_picture_is_a_png(tmp_path):
     figures.draw_confusion(torch.eye(100).long(), [f"class {i}" for i in range(100)], "test", tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
+
+
+def test_confusion_puts_the_classes_of_a_group_together(drawn, tmp_path):
+    confusion = torch.diag(torch.tensor([1, 2, 3])) + torch.tensor([[0, 0, 1], [0, 0, 0], [0, 0, 0]])
+    figures.draw_confusion(
+        confusion, ["ant", "cup", "bee"], "test", tmp_path / "c.png", ["insect", "ware", "insect"]
+    )
+    axes = drawn[0].axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["ant", "bee", "cup"]
+    assert axes.images[0].get_array().tolist() == [[0.5, 0.5, 0], [0, 1, 0], [0, 0, 1]]
+    assert {"insect", "ware"} <= {text.get_text() for text in axes.texts}
+
+
+def test_a_comparison_shows_the_mean_and_the_range_of_several_runs(drawn, tmp_path):
+    def run(*accuracies):
+        rows = [{"kind": "epoch", "val_accuracy": accuracy, "val_loss": 1 - accuracy} for accuracy in accuracies]
+        return [*rows, {"kind": "step"}]
+
+    curves = {"one": [run(0.1, 0.2), run(0.3, 0.4, 0.5)], "other": [run(0.5, 0.6)]}
+    figures.draw_comparison(curves, "two", tmp_path / "c.png")
+    accuracy, loss = drawn[0].axes
+    assert [line.get_ydata().tolist() for line in accuracy.lines] == [pytest.approx([0.2, 0.3]), [0.5, 0.6]]
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["one", "other"]
+    (band,) = accuracy.collections
+    assert band.get_paths()[0].get_extents().bounds == pytest.approx((1, 0.1, 1, 0.3))
+    assert loss.lines[1].get_ydata().tolist() == pytest.approx([0.5, 0.4])
+    assert accuracy.lines[0].get_color() != accuracy.lines[1].get_color()

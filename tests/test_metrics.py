@@ -27,6 +27,7 @@ def test_evaluation_equals_scikit_learn_for_uneven_batches(predictions):
     assert found["accuracy"] == pytest.approx(accuracy_score(labels, logits.argmax(1)))
     assert found["top5"] == pytest.approx(top_k_accuracy_score(labels, logits.numpy(), k=5))
     assert found["macro_f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average="macro"))
+    assert found["micro_f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average="micro"))
     assert found["f1"] == pytest.approx(f1_score(labels, logits.argmax(1), average=None).tolist())
     assert (found["confusion"].numpy() == confusion_matrix(labels, logits.argmax(1))).all()
 

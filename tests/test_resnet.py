@@ -197,6 +197,14 @@ def test_kaiming_draws_torchvisions_weights(name: str) -> None:
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
 
 
+def test_torchvisions_network_can_begin_with_pytorchs_weights() -> None:
+    theirs = build_model("torchvision-resnet18", 10)
+    redrawn = build_model("torchvision-resnet18", 10, init="pytorch")
+    for before, module in zip(theirs.modules(), redrawn.modules(), strict=True):
+        if isinstance(module, nn.Conv2d):
+            assert before.weight.abs().max() > 1.05 * default_bound(module) >= module.weight.abs().max()
+
+
 # Initial weights --------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.errors import InputError
-from data.sampling import epoch_batches, evaluation_batches, micro_batches, split
+from data.sampling import epoch_batches, evaluation_batches, micro_batches, split, split_last, subset
 
 properties = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 CLASS_SIZES = st.lists(st.integers(2, 40), min_size=1, max_size=6)
@@ -38,6 +38,37 @@ def test_a_split_is_disjoint_complete_ascending_and_stratified(
     held_out = Counter(labels[validation].tolist())
     expected = [min(max(round(fraction * size), 1), size - 1) for size in class_sizes]
     assert [held_out[label] for label in range(len(class_sizes))] == expected
+
+
+@properties
+@given(class_sizes=CLASS_SIZES, fraction=st.floats(0.01, 0.99))
+def test_the_last_of_each_class_are_held_out(class_sizes: list[int], fraction: float) -> None:
+    labels = shuffled_labels(class_sizes)
+    train, validation = split_last(labels, fraction)
+    assert sorted(train.tolist() + validation.tolist()) == list(range(len(labels)))
+    for label, size in enumerate(class_sizes):
+        of_class = (labels == label).nonzero().flatten().tolist()
+        count = min(max(round(fraction * size), 1), size - 1)
+        assert [id for id in validation.tolist() if labels[id] == label] == of_class[size - count :]
+
+
+@properties
+@given(class_sizes=CLASS_SIZES, fraction=st.floats(0.01, 1), seed=SEEDS)
+def test_a_subset_has_the_same_share_of_each_class(class_sizes: list[int], fraction: float, seed: int) -> None:
+    labels = shuffled_labels(class_sizes)
+    chosen = subset(labels, fraction, seed).tolist()
+    assert chosen == sorted(set(chosen))
+    held = Counter(labels[chosen].tolist())
+    expected = [max(round(fraction * size), 1) for size in class_sizes]
+    assert [held[label] for label in range(len(class_sizes))] == expected
+
+
+def test_the_seed_chooses_the_subset_and_apart_from_the_split() -> None:
+    labels = torch.arange(1000) % 10
+    first, other = set(subset(labels, 0.5, 0).tolist()), set(subset(labels, 0.5, 1).tolist())
+    assert first == set(subset(labels, 0.5, 0).tolist()) != other
+    held_out = set(split(labels, 0.5, 0)[1].tolist())
+    assert 150 < len(first & held_out) < 350  # 250 by chance
 
 
 @pytest.mark.parametrize("fraction", [0.1, 0.2])

@@ -10,9 +10,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
+from resnet import build_model
 from tests.conftest import ROOT, TINY, free_port
 from training.config import Config
-from training.tracking import MetricsFile, Tracking
+from training.tracking import STEP_METRICS, MetricsFile, Tracking, tracked_names
 
 pytestmark = pytest.mark.usefixtures("wandb_offline")
 
@@ -55,9 +56,7 @@ def test_wandb_records_offline_without_a_key_and_says_how_to_upload(tmp_path):
     assert said == [f"W&B records offline; to upload: wandb sync {tmp_path}/wandb/offline-*"]
     records = list(wandb_records(tmp_path))
     (row,) = logged(records)
-    assert {name: row[name] for name in ("epoch", "step", "lr", "val_accuracy")} == {
-        name: ROW[name] for name in ("epoch", "step", "lr", "val_accuracy")
-    }
+    assert (row["epoch"], row["step"], row["lr"], row["val/accuracy"]) == (1, 24, 0.1, 0.75)
     config = {item.key for record in records for item in record.config.update}
     assert {"lr", "batch_size", "seed"} <= config | {item.key for r in records for item in r.run.config.update}
 
@@ -74,12 +73,40 @@ def test_a_resumed_run_continues_the_same_wandb_run(tmp_path):
 def test_tensorboard_has_every_number(tmp_path):
     tracking = Tracking(Config(tracker="tensorboard"), tmp_path, print)
     tracking.log(ROW)
+    tracking.log({"kind": "step", "epoch": 1, "step": 20, "train_loss": 2.5})
     tracking.finish()
     (events,) = tmp_path.rglob("events.out.tfevents.*")
     accumulator = EventAccumulator(str(events.parent))
     accumulator.Reload()
-    (scalar,) = accumulator.Scalars("val_accuracy")
-    assert (scalar.step, scalar.value) == (24, 0.75)
+    (scalar,) = accumulator.Scalars("val/accuracy")
+    assert (scalar.step, scalar.value) == (1, 0.75)
+    (scalar,) = accumulator.Scalars("step/train_loss")
+    assert (scalar.step, scalar.value) == (20, 2.5)
+
+
+def test_tensorboard_has_the_graph_of_the_network(tmp_path):
+    tracking = Tracking(Config(tracker="tensorboard"), tmp_path, print)
+    network = build_model("resnet18", 10)
+    tracking.log_graph(network)
+    tracking.finish()
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events.parent))
+    accumulator.Reload()
+    nodes = {node.name for node in accumulator.Graph().node}
+    assert any("layer4" in name for name in nodes)
+    assert network.training
+
+
+def test_every_number_of_a_run_has_a_documented_name(tiny_run):
+    """docs/tracking.md has all names; those that W&B draws against the epoch are declared."""
+    documented = (ROOT / "docs/tracking.md").read_text(encoding="utf-8")
+    lines = (tiny_run / "metrics.jsonl").read_text().splitlines()
+    names = {name for line in lines for name in tracked_names(json.loads(line))} | {"gpu_memory_gib"}
+    assert {"train/loss", "val/micro_f1", "step/lr", "lr", "images_per_second"} <= names
+    for name in names:
+        assert f"`{name}`" in documented
+    families = {name.split("/")[0] + "/*" if "/" in name else name for name in names}
+    assert families - {"epoch", "step"} == set(STEP_METRICS)
 
 
 def test_a_failing_tracker_is_a_warning_and_metrics_go_on(tmp_path, capsys):
@@ -96,6 +123,27 @@ def test_a_failing_tracker_is_a_warning_and_metrics_go_on(tmp_path, capsys):
     assert len(warnings) == 1
     assert "the server is gone" in warnings[0]
     assert steps(tmp_path / "metrics.jsonl") == [24, 48]
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
+def test_a_finished_run_shows_its_best_weights_to_the_tracker(train_tiny, tracker, tmp_path):
+    run = train_tiny(f"best-{tracker}", "--tracker", tracker, "--epochs", 1)
+    names = {"curves", "confusion", "predictions", "mistakes"}
+    if tracker == "tensorboard":
+        (events,) = run.rglob("events.out.tfevents.*")
+        accumulator = EventAccumulator(str(events.parent))
+        accumulator.Reload()
+        assert set(accumulator.Tags()["images"]) == {f"pictures/{name}" for name in names}
+        return
+    records = list(wandb_records(run))
+    keys = {key for row in logged(records) for key in row}
+    for name in ("per_class", *(f"pictures/{name}" for name in names)):
+        assert any(key.startswith(f"{name}/") for key in keys), name
+    artifacts = [record.request.log_artifact.artifact for record in records] + [r.artifact for r in records]
+    contents = {
+        artifact.name: {e.path for e in artifact.manifest.contents} for artifact in artifacts if artifact.name
+    }
+    assert contents["best-wandb-weights"] == {"best.safetensors", "config.yaml"}
 
 
 def steps(path) -> list[int]:

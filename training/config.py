@@ -4,6 +4,7 @@ Nothing here imports torch, so that --help and a mistaken flag answer at once.
 """
 
 import math
+import os
 import re
 import sys
 from dataclasses import asdict, dataclass, field
@@ -16,6 +17,9 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
 from data.errors import InputError
 from data.files import check_digest
+
+HELD_OUT = ("stratified", "last")
+"""The splits that hold validation images out of the training set, so that the best epoch may be chosen by them."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,12 @@ def parse_config(arguments: list[str]) -> Config:
     except _UNPARSABLE as error:
         raise InputError(f"{_faulty_recipe(parser, recipes)}{_one_line(error)}; see train.py --help") from error
     del values["recipe"]
+    if (
+        "WANDB_SWEEP_ID" in os.environ
+    ):  # its agent starts one command again and again, and each is a run of its own
+        values["name"] = (
+            values["name"] or f"sweep-{os.environ['WANDB_SWEEP_ID']}-{os.environ.get('WANDB_RUN_ID', '')}"
+        )
     try:
         return Config(**values, recipe=Path(recipes[-1]).stem if recipes else "")
     except InputError as error:

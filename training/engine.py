@@ -26,7 +26,7 @@ from data.stream import Stream
 from resnet import build_model, load_pretrained
 from training.batchnorm import synchronize_batchnorm
 from training.cli import RunError
-from training.config import Config, flag
+from training.config import HELD_OUT, Config, flag
 from training.hardware import DTYPES, threads_per_process
 from training.inference import EVALUATION_BATCH, Predictor
 from training.metrics import TrainingMetrics
@@ -48,7 +48,7 @@ def choose_ids(config: Config, prepared: Prepared) -> tuple[Tensor, Tensor]:
     ids = torch.arange(prepared.train_count)
     if config.subset < 1:
         ids = subset(labels, config.subset, config.seed)
-    if config.split in ("stratified", "last"):
+    if config.split in HELD_OUT:
         hold_out = split if config.split == "stratified" else split_last
         kept, held_out = hold_out(labels[ids], config.val_fraction, config.seed, prepared.classes)
         return ids[kept], ids[held_out]

@@ -17,7 +17,7 @@ from data.resident_loader import ResidentLoader
 from data.sampling import evaluation_batches
 from data.sources import find_source
 from data.spec import SPECS
-from training.config import Config, recorded_config
+from training.config import HELD_OUT, Config, recorded_config
 from training.engine import choose_ids
 from training.inference import EVALUATION_BATCH, Predictor, open_predictor
 
@@ -149,6 +149,6 @@ def images_of(config: Config, split: str, data_dir: Path | None) -> tuple[Prepar
         if not prepared.test_ids:
             raise InputError("--split test: there are no labelled test images; use --split val")
         return prepared, torch.tensor(prepared.test_ids)
-    if config.split not in ("stratified", "last"):
+    if config.split not in HELD_OUT:
         raise InputError(f"--split val: the run held out no validation images (--split {config.split})")
     return prepared, choose_ids(config, prepared)[1]

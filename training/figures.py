@@ -97,13 +97,14 @@ def draw_confusion(
     names = [classes[index] for index in order]
     shares = (confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)).numpy()[np.ix_(order, order)]
     few = count <= 20
-    side = 3 + 0.45 * count if few else 5 + 0.21 * count
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    side, font = (3 + 0.45 * count, 9) if few else (4 + 0.2 * count, 8)
+    figure = Figure(figsize=(side + (3 if groups else 1), side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(count), names, rotation=90, fontsize=9 if few else 8)
-    axes.set_yticks(range(count), names, fontsize=9 if few else 8)
-    axes.set(xlabel="predicted", ylabel="true", title=title)
+    axes.set_xticks(range(count), names, rotation=90, fontsize=font)
+    axes.set_yticks(range(count), names, fontsize=font)
+    axes.set_title(title, fontsize=12 if few else 20)
+    axes.set(xlabel="predicted", ylabel="true")
     for row in range(count):
         for column in range(count):
             if few or shares[row, column] >= 0.01:
@@ -112,7 +113,9 @@ def draw_confusion(
                 axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8 if few else 5)
     if groups:
         _part_groups(axes, [groups[index] for index in order])
-    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.8)
+    figure.colorbar(
+        image, ax=axes, label="share of the true class", shrink=0.8 if few else 0.4, aspect=30, pad=0.01
+    )
     save(figure, path)
 
 

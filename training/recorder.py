@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
@@ -26,7 +28,7 @@ from training.checkpoint import (
     save_weights,
     weights_sha256,
 )
-from training.config import Config
+from training.config import HELD_OUT, Config
 from training.engine import Trainer, pixel_statistics
 from training.hardware import device_name, versions
 from training.stopping import Stopped
@@ -108,6 +110,7 @@ class Recorder(NullRecorder):
         """Record the config, and take up metrics.jsonl where the trainer stands."""
         self._write_config()
         self.tracking = Tracking(self.config, self.folder, self.say, self.metrics_lines)
+        self.tracking.log_graph(trainer.network)
         config, accelerator = self.config, self.accelerator
         self.say(
             f"{self.folder}: {config.model} on {config.dataset}, {len(trainer.stream.ids)} training and "
@@ -141,8 +144,12 @@ class Recorder(NullRecorder):
 
     def log(self, row: dict[str, Any]) -> None:
         assert self.tracking is not None
-        self.tracking.log(row)
-        if row["kind"] == "epoch":
+        is_epoch, device = row["kind"] == "epoch", self.accelerator.device
+        measured = {}
+        if is_epoch and device.type == "cuda":
+            measured["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        self.tracking.log(row, measured)
+        if is_epoch:
             parts = [f"epoch {row['epoch']}/{self.config.epochs}", f"loss {row['train_loss']:.4f}"]
             parts.append(f"accuracy {100 * row['train_accuracy']:.2f} %")
             if "val_loss" in row:
@@ -174,12 +181,28 @@ class Recorder(NullRecorder):
 
         assert self.tracking is not None
         held_out = "test" if self.config.split == "test" else "validation"
-        draw_curves(self.tracking.file.rows(), self.folder.name, held_out, self.folder / "curves.png")
+        curves = self.folder / "curves.png"
+        draw_curves(self.tracking.file.rows(), self.folder.name, held_out, curves)
+        if self.tracking.tracker is not None and self.config.split in HELD_OUT:
+            self._track_best(trainer, curves)
         summary = summarize(self.config, self.accelerator, trainer)
         write_json(self.folder / "summary.json", summary)
         reached = summary["val_accuracy"]
         score = "" if reached is None else f"accuracy {100 * reached:.2f} % in epoch {summary['best_epoch']}, "
         self.say(f"{self.folder}: finished; {score}{summary['seconds']:.0f} s")
+
+    def _track_best(self, trainer: Trainer, curves: Path) -> None:
+        """Show the tracker what the best weights do with the validation images."""
+        from training.evaluation import draw_evaluation, evaluate_images
+        from training.inference import open_predictor
+
+        assert self.tracking is not None
+        predictor, _, weights = open_predictor(self.folder, flip=False)
+        evaluation = evaluate_images(predictor, self.prepared, trainer.val_ids)
+        title = f"{self.folder.name}: validation, accuracy {100 * evaluation.report['accuracy']:.2f} %"
+        pictures = draw_evaluation(evaluation, self.prepared, title, self.folder / "validation")
+        files = [weights, self.folder / "config.yaml"]
+        self.tracking.log_best([curves, *pictures], evaluation.report["per_class"], files)
 
     def stopped(self, trainer: Trainer, stopped: Stopped) -> None:
         assert self.tracking is not None

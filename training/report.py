@@ -134,7 +134,7 @@ def _row(outcome: Outcome) -> list[str]:
         *(_spread(validation), _spread(test), *f1),
         str(results[0].summary["epochs"]),
         f"{mean(result.summary['seconds'] for result in results):.0f}",
-        ", ".join(str(result.summary["seed"]) for result in results),
+        ", ".join(str(result.summary["seed"]) for result in results) + (outcome.reason and f"; {outcome.reason}"),
     ]
 
 

@@ -6,19 +6,41 @@ A tracker never stops training: where one fails, a warning says so and the run g
 import json
 import logging
 import os
+import re
 import sys
 import uuid
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
+import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from PIL import Image
 from requests.utils import get_netrc_auth
+from torch import nn
 
 from data.files import write_atomically
+from data.spec import IMAGE_SIZE
 from training.config import Config
+
+STEP_METRICS = {
+    **dict.fromkeys(("train/*", "val/*", "lr", "images_per_second", "seconds", "gpu_memory_gib"), "epoch"),
+    "step/*": "step",
+}
+"""What W&B draws each logged number against."""
+
+
+def tracked_names(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of metrics.jsonl under the tracker's names: train/ and val/ of an epoch, step/ of a step."""
+    values = {name: value for name, value in row.items() if name != "kind"}
+    if row["kind"] == "step":
+        return {name if name in ("epoch", "step") else f"step/{name}": value for name, value in values.items()}
+    return {re.sub("^(train|val)_", r"\1/", name): value for name, value in values.items()}
 
 
 class MetricsFile:
@@ -65,17 +87,64 @@ class Tracking:
     def __init__(self, config: Config, folder: Path, say: Callable[[str], None], lines: list[str] | None = None):
         self.file = MetricsFile(folder / "metrics.jsonl", lines or [])
         self.tracker: Any = None
+        self.name = folder.name
         self.say = say
         if config.tracker != "none":
             self._guard(lambda: self._start(config, folder))
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: dict[str, Any], measured: dict[str, float] | None = None) -> None:
+        """Add a row to metrics.jsonl, and its numbers to the tracker under the names of docs/tracking.md.
+
+        measured: more numbers for the tracker, which would not be the same again.
+        """
         self.file.append(row)
         if self.tracker is not None:
-            values = {name: value for name, value in row.items() if name != "kind"}
-            # W&B refuses steps below its last one, as a resumed run has them: there "step" is a value like others
-            step = None if self.tracker.name == "wandb" else row["step"]
-            self._guard(lambda: self.tracker.log(values, step=step))
+            self._guard(lambda: self._log(tracked_names(row) | (measured or {}), row))
+
+    def _log(self, values: dict[str, float], row: dict[str, Any]) -> None:
+        if self.tracker.name == "wandb":  # refuses steps below its last one, as a resumed run has them
+            self.tracker.log(values, step=None)
+        else:
+            self.tracker.log(values, step=row["step" if row["kind"] == "step" else "epoch"])
+
+    def log_graph(self, network: nn.Module) -> None:
+        """The network's graph, for TensorBoard; W&B has no such thing."""
+        if self.tracker is not None and self.tracker.name == "tensorboard":
+            copy = deepcopy(network).cpu().eval()
+            images = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
+            with (
+                warnings.catch_warnings()
+            ):  # TensorBoard's writer traces the network, which torch would have no more
+                warnings.simplefilter("ignore", FutureWarning)
+                self._guard(lambda: self.tracker.tracker.add_graph(copy, images))
+
+    def log_best(
+        self, pictures: Sequence[Path], per_class: Sequence[dict[str, Any]], files: Sequence[Path]
+    ) -> None:
+        """What the best weights come to: pictures, a table of the classes, and the weights with the run's config.
+
+        files: go into W&B's artifact; TensorBoard has no place for them.
+        """
+        if self.tracker is not None:
+            self._guard(lambda: self._log_best(pictures, per_class, files))
+
+    def _log_best(
+        self, pictures: Sequence[Path], per_class: Sequence[dict[str, Any]], files: Sequence[Path]
+    ) -> None:
+        images = {f"pictures/{path.stem}": np.asarray(Image.open(path).convert("RGB")) for path in pictures}
+        if self.tracker.name != "wandb":
+            stacked = {name: pixels[None] for name, pixels in images.items()}
+            self.tracker.log_images(stacked, step=None, dataformats="NHWC")
+            return
+        import wandb
+
+        self.tracker.log_images({name: [pixels] for name, pixels in images.items()})
+        rows = [list(row.values()) for row in per_class]
+        self.tracker.log_table("per_class", columns=list(per_class[0]), data=rows)
+        artifact = wandb.Artifact(f"{self.name}-weights", type="model")
+        for path in files:
+            artifact.add_file(str(path))
+        self.tracker.run.log_artifact(artifact)
 
     def finish(self, at_once: bool = False) -> None:
         """End the tracker's run. at_once: the run was asked to stop, and has seconds left."""
@@ -97,7 +166,8 @@ class Tracking:
         plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
         if config.tracker == "wandb":
             tracker.store_init_configuration(plain)
-            tracker.tracker.define_metric("*", step_metric="step")
+            for names, axis in STEP_METRICS.items():
+                tracker.tracker.define_metric(names, step_metric=axis)
         else:
             tracker.tracker.add_text("config", json.dumps(plain, indent=2))
 

@@ -1,0 +1,274 @@
+"""reproduce.py: the runs it starts, what it leaves alone, and its report."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision import models
+
+import reproduce
+from data.errors import InputError
+from data.spec import CIFAR10
+from tests.conftest import ROOT, command, wait_until
+from tests.images import write_kaggle
+from training import jobs
+from training.config import Config, parse_config
+from training.report import Outcome, Result, environment, study_report, verdict, write_report
+from training.studies import CIFAR10_STUDY, STUDIES
+
+EXTRA = ["--", "--batch-size", "10", "--loader", "resident", "--precision", "no"]
+
+
+@pytest.fixture(scope="module")
+def cifar10(tmp_path_factory) -> Path:
+    """Noise in Kaggle's layout: 10 training and 2 test images of each class."""
+    folder = tmp_path_factory.mktemp("cifar10")
+    write_kaggle(folder, CIFAR10.classes * 10, CIFAR10.classes * 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A file as torchvision's, of a network for ImageNet's 1000 classes."""
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "resnet18-f37072fd.pth"
+    torch.save(models.resnet18(num_classes=1000).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(cifar10, weights, tmp_path_factory):
+    """exp1 and exp9, one epoch each, as a user would run them."""
+    folder = tmp_path_factory.mktemp("reproduced")
+    where = ["--data-dir", cifar10, "--out", folder / "out", "--weights", weights]
+    flags = ["cifar10-study", "--only", "exp1,exp9", "--epochs-scale", "0.01", *where, *EXTRA]
+    flags += ["--cache-dir", folder / "cache"]
+    ended = subprocess.run(command("reproduce.py", *flags), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    return folder / "out", [str(flag) for flag in flags]
+
+
+def test_runs_are_trained_and_evaluated_on_the_test_set(done):
+    for name in ("exp1-seed42", "exp9-seed42"):
+        run = done[0] / "cifar10-study" / name
+        config = parse_config(["--recipe", str(run / "config.yaml")])
+        assert (config.epochs, config.seed, config.lr, config.val_fraction) == (1, 42, 0.01, 0.2)
+        assert json.loads((run / "evaluation.json").read_text())["count"] == 20
+        assert (run / "predictions.png").exists()
+
+
+def test_exp9_begins_with_the_given_weights(done, weights):
+    run = done[0] / "cifar10-study" / "exp9-seed42"
+    assert parse_config(["--recipe", str(run / "config.yaml")]).weights == str(weights)
+
+
+def test_the_report_has_our_figures_beside_the_studys_and_says_that_they_are_scaled(done):
+    folder, _ = done
+    text = (folder / "report.md").read_text()
+    summary = json.loads((folder / "cifar10-study/exp1-seed42/summary.json").read_text())
+    (row,) = (line for line in text.splitlines() if line.startswith("| exp1 |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    accuracy = summary["val_accuracy"]
+    assert cells[2:6] == ["0.827", f"{accuracy:.4f}", f"{accuracy - 0.827:+.3f}", f"{accuracy:.4f}"]
+    assert cells[-3:] == ["1", f"{summary['seconds']:.0f}", "42"]
+    assert "| exp2 |" in text
+    assert "not run: not chosen" in text
+    for heading in re.findall("^#.*", text, flags=re.MULTILINE):
+        assert "scaled: 0.01 of the epochs" in heading
+    for title, path in re.findall(r"!\[(.*)\]\((.*)\)", text):
+        assert "scaled: 0.01 of the epochs" in title
+        assert (folder / path).read_bytes().startswith(b"\x89PNG")
+    assert "torch 2" in text
+    assert summary["device"] in text
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == text.count("![") == 1
+    assert 'src="http' not in page
+
+
+def test_what_is_done_is_not_done_again(done, monkeypatch, capsys):
+    folder, flags = done
+    before = (folder / "report.md").read_text()
+    monkeypatch.setattr(reproduce, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *flags])
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main()
+    assert ended.value.code == 0, capsys.readouterr().err
+    assert (folder / "report.md").read_text() == before
+
+
+def test_runs_with_other_settings_are_refused(done, monkeypatch, capsys):
+    _, flags = done
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *flags, "--lr", "0.3"])
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main()
+    assert ended.value.code == 2
+    assert "exp1-seed42: trained with another lr; remove it or give another --out" in capsys.readouterr().err
+
+
+def fake_train(monkeypatch, code: int, begun: bool) -> list[list[str]]:
+    """In place of train.py: ends with `code`; returns the flags of each start."""
+    started: list[list[str]] = []
+
+    def train(flags: list[str], processes: int) -> int:
+        started.append(flags)
+        config = parse_config(flags)
+        if begun:
+            config.run_folder.mkdir(parents=True)
+            (config.run_folder / "config.yaml").touch()
+        return code
+
+    monkeypatch.setattr(reproduce, "train", train)
+    return started
+
+
+def run_here(monkeypatch, *flags: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, flags)])
+    with pytest.raises(SystemExit) as ended:
+        reproduce.main()
+    return ended.value.code
+
+
+def test_without_imagenet_weights_exp9_is_not_run_and_the_others_go_on(cifar10, monkeypatch, tmp_path):
+    monkeypatch.setattr(models.ResNet18_Weights.IMAGENET1K_V1.__class__, "get_state_dict", raise_no_network)
+    started = fake_train(monkeypatch, code=1, begun=True)
+    code = run_here(monkeypatch, "cifar10-study", "--only", "exp9,exp8", "--data-dir", cifar10, "--out", tmp_path)
+    assert code == 1  # for exp8, whose training failed
+    assert [parse_config(flags).name for flags in started] == ["exp8-seed42"]
+    report = (tmp_path / "report.md").read_text()
+    assert "not run: no ImageNet weights; give --weights resnet18-f37072fd.pth" in report
+    assert "not run: failed: training with seed 42 ended with exit code 1" in report
+
+
+def raise_no_network(*_, **__):
+    raise OSError("no network")
+
+
+def test_a_training_that_is_refused_or_stopped_ends_it_all(cifar10, monkeypatch, tmp_path):
+    for code in (2, 143):
+        started = fake_train(monkeypatch, code, begun=False)
+        assert run_here(monkeypatch, "cifar10-study", "--data-dir", cifar10, "--out", tmp_path) == code
+        assert len(started) == 1
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_seeds_follow_that_of_the_recipe(cifar10, monkeypatch, tmp_path):
+    started = fake_train(monkeypatch, code=1, begun=True)
+    run_here(
+        monkeypatch, "cifar10-study", "--only", "exp4", "--seeds", 3, "--data-dir", cifar10, "--out", tmp_path
+    )
+    assert [parse_config(flags).seed for flags in started] == [42, 43, 44]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["all", "--only", "exp33"], "--only exp33"),
+        (["all", "--seeds", "0"], "--seeds 0"),
+        (["all", "--epochs-scale", "0"], "--epochs-scale 0"),
+        (["all", "--subset", "1.5", "--only", "exp1"], "--subset 1.5"),
+        (["all", "--only", "exp9", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["other"], "other"),
+    ],
+)
+def test_mistakes_are_one_line(flags, named, monkeypatch, capsys, tmp_path):
+    assert run_here(monkeypatch, *flags, "--out", tmp_path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
+def test_sigterm_reaches_the_training_which_checkpoints(cifar10, tmp_path):
+    flags = ["cifar10-study", "--only", "exp1", "--data-dir", cifar10, "--out", tmp_path / "out", *EXTRA]
+    job = command("reproduce.py", *flags, "--cache-dir", tmp_path / "cache", "--log-every", 1)
+    with subprocess.Popen(job, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        run = tmp_path / "out/cifar10-study/exp1-seed42"
+        wait_until((run / "metrics.jsonl").exists, process)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "stopped by SIGTERM" in out
+    assert len(list((run / "checkpoints").glob("*.pt"))) > 0
+
+
+def test_a_shorter_run_is_shorter_in_all_that_counts_epochs_or_steps():
+    config = Config(epochs=100, milestones=[30, 60, 90], warmup=5, decay=0.004)
+    short = parse_config(jobs.shortened(config, 0.05, 0.5))
+    assert (short.epochs, short.milestones, short.warmup, short.subset) == (5, [1.5, 3, 4.5], 0.25, 0.5)
+    assert short.decay == pytest.approx(0.004 / 0.025)
+    assert parse_config(jobs.shortened(config, 0.001, 1)).epochs == 1
+    assert jobs.shortened(config, 1, 1) == []
+
+
+def test_every_experiment_has_its_recipe_and_every_recipe_its_experiment():
+    for name, study in STUDIES.items():
+        recipes = {path.stem for path in (ROOT / "recipes" / name).glob("*.yaml")}
+        assert recipes == {experiment.name for experiment in study.experiments}
+        named = {n for c in study.comparisons for n in c.experiments}
+        named |= {n for finding in study.findings for pair in finding.pairs for n in pair}
+        assert named <= recipes
+
+
+def result(accuracy: float, seed: int = 0) -> Result:
+    summary = {"val_accuracy": accuracy, "epochs": 2, "seconds": 10.0, "seed": seed, "world_size": 1}
+    summary |= {"device": "a machine", "precision": "no", "loader": "resident", "versions": {"torch": "2.15"}}
+    rows = [
+        {"kind": "epoch", "val_accuracy": value, "val_loss": 1.0, "train_accuracy": 0.9}
+        for value in (accuracy / 2, accuracy)
+    ]
+    return Result(summary, {"accuracy": accuracy - 0.1, "macro_f1": 0.5, "micro_f1": accuracy - 0.1}, rows)
+
+
+def test_several_seeds_give_mean_and_deviation(tmp_path):
+    experiments = {experiment.name: experiment for experiment in CIFAR10_STUDY.experiments}
+    outcomes = [
+        Outcome(experiments["exp1"], [result(0.8), result(0.9, seed=1)]),
+        Outcome(experiments["exp2"], [result(0.95)]),
+    ]
+    blocks = study_report(CIFAR10_STUDY, outcomes, "", tmp_path / "pictures")
+    write_report(blocks, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "| 0.827 | 0.8500 ± 0.0707 | +0.023 | 0.8500 ± 0.0707 | 0.7500 ± 0.0707 |" in text
+    assert "scaled" not in text
+    (finding,) = (line for line in text.splitlines() if line.startswith("| Its own ResNet-18"))
+    assert "| borne out | validation accuracy: exp2 0.9500, exp1 0.8500 ± 0.0707 |" in finding
+    assert (tmp_path / "pictures/cifar-10-study-networks.png").exists()
+
+
+def test_a_finding_is_borne_out_only_by_all_of_its_pairs():
+    finished = {"a": [result(0.5)], "b": [result(0.4)], "c": [result(0.6)]}
+    assert verdict([("a", "b")], "validation accuracy", finished)[0] == "borne out"
+    assert verdict([("a", "b"), ("a", "c")], "validation accuracy", finished)[0] == "not borne out"
+    assert verdict([("a", "d")], "validation accuracy", finished) == ("not tested", "not run: d")
+    gap = "training less validation accuracy, last epoch"
+    assert verdict([("b", "a")], gap, finished)[0] == "borne out"
+
+
+def test_machines_and_versions_are_named_once():
+    other = result(0.5)
+    other.summary["device"] = "another machine"
+    assert len(environment([result(0.1), result(0.2), other])) == 2
+
+
+def test_text_of_the_report_is_not_taken_for_html(tmp_path):
+    write_report(["a < b"], tmp_path)
+    assert "<p>a &lt; b</p>" in (tmp_path / "report.html").read_text()
+
+
+def test_a_folder_of_images_or_of_both_data_sets(tmp_path):
+    parser = reproduce.make_parser()
+    (tmp_path / "both/cifar10").mkdir(parents=True)
+    inside = parser.parse_args(["cifar10-study", "--data-dir", str(tmp_path / "both")])
+    assert reproduce.data_folder(CIFAR10_STUDY, inside) == tmp_path / "both/cifar10"
+    itself = parser.parse_args(["cifar10-study", "--data-dir", str(tmp_path / "both/cifar10")])
+    assert reproduce.data_folder(CIFAR10_STUDY, itself) == tmp_path / "both/cifar10"
+    every = parser.parse_args(["all", "--data-dir", str(tmp_path / "both/cifar10")])
+    assert reproduce.data_folder(CIFAR10_STUDY, every) == tmp_path / "both/cifar10/cifar10"
+
+
+def test_unknown_experiments_are_refused_with_the_known_ones():
+    with pytest.raises(InputError, match="exp1, exp1-pytorch"):
+        reproduce.choose_experiments(["cifar10-study"], "v1")

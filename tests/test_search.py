@@ -1,0 +1,125 @@
+"""The search over a sweep's space: what is drawn, who goes on, what is left alone."""
+
+import json
+import math
+import sys
+
+import pytest
+import yaml
+
+from data.errors import InputError
+from tests.conftest import ROOT, run_script
+from training import search
+from training.config import parse_config
+
+SWEEP = ROOT / "recipes/sweep.yaml"
+
+
+def test_the_sweep_starts_train_py_through_accelerate_with_flags_that_exist():
+    content = yaml.safe_load(SWEEP.read_text())
+    launch = content["command"]
+    assert launch[1:4] == ["accelerate", "launch", "train.py"]
+    recipe, space = search.read_sweep(SWEEP)
+    for number in range(5):
+        settings = [f"--{name}={value}" for name, value in search.draw(space, 0, number).items()]  # W&B's ${args}
+        config = parse_config(["--recipe", str(ROOT / recipe), *settings])
+        assert config.dataset == "cifar100"
+    assert content["metric"] == {"name": "val/accuracy", "goal": "maximize"}
+
+
+def test_draws_are_a_function_of_seed_and_trial_and_keep_to_their_distribution():
+    space = {
+        "lr": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-1},
+        "momentum": {"min": 0.5, "max": 0.9},
+        "decay": {"values": [1, 2, 3]},
+        "cutout": {"value": 8},
+    }
+    drawn = [search.draw(space, 0, number) for number in range(400)]
+    assert drawn[7] == search.draw(space, 0, 7) != search.draw(space, 1, 7)
+    exponents = [math.log10(settings["lr"]) for settings in drawn]
+    assert -4 <= min(exponents) < -3.9
+    assert -1.1 < max(exponents) <= -1
+    assert sum(exponents) / 400 == pytest.approx(-2.5, abs=0.15)
+    assert all(0.5 <= settings["momentum"] <= 0.9 for settings in drawn)
+    assert {settings["decay"] for settings in drawn} == {1, 2, 3}
+    assert {settings["cutout"] for settings in drawn} == {8}
+    with pytest.raises(InputError, match="parameter x"):
+        search.draw({"x": {"distribution": "q_beta"}}, 0, 0)
+
+
+def search_here(monkeypatch, *arguments: object) -> int | str | None:
+    monkeypatch.setattr(sys, "argv", ["search", *map(str, arguments)])
+    try:
+        search.main()
+    except SystemExit as ended:
+        return ended.code
+    return 0
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """In place of train.py: the smaller the learning rate the better, above 0.05 it fails. Returns the starts."""
+    started = []
+
+    def train(flags, processes):
+        config = parse_config(flags)
+        started.append(config)
+        config.run_folder.mkdir(parents=True)
+        (config.run_folder / "config.yaml").write_text("{}")
+        if config.lr > 0.05:
+            return 1
+        (config.run_folder / "summary.json").write_text(json.dumps({"val_accuracy": 1 - config.lr}))
+        return 0
+
+    monkeypatch.setattr(search, "train", train)
+    return started
+
+
+def test_a_third_of_the_trials_goes_on_for_three_times_as_long(trained, monkeypatch, tmp_path, capsys):
+    assert search_here(monkeypatch, SWEEP, "--trials", 9, "--out", tmp_path) == 0
+    rounds = [trained[:9], trained[9:12], trained[12:]]
+    assert [len(configs) for configs in rounds] == [9, 3, 1]
+    assert [configs[0].epochs for configs in rounds] == [17, 50, 150]
+    best = sorted(config.lr for config in rounds[0])
+    assert sorted(config.lr for config in rounds[1]) == best[:3]
+    assert rounds[2][0].lr == best[0]
+    assert f"validation accuracy {1 - best[0]:.4f}: --lr {best[0]!r}" in capsys.readouterr().out
+    recorded = json.loads((tmp_path / "search.json").read_text())
+    assert sorted(len(trial["accuracy"]) for trial in recorded) == [1] * 6 + [2, 2, 3]
+    assert all((trial["accuracy"][0] == -1) == (trial["settings"]["lr"] > 0.05) for trial in recorded)
+
+
+def test_a_search_trains_and_goes_on_where_it_was(images, tmp_path, monkeypatch):
+    sweep, recipe = tmp_path / "sweep.yaml", tmp_path / "tiny.yaml"
+    recipe.write_text(f"dataset: folder\nstem: imagenet\ndata_dir: {images}\nepochs: 2\nschedule: triangle\n")
+    space = {"lr": {"values": [0.01, 0.02]}}
+    sweep.write_text(yaml.safe_dump({"command": ["train.py", "--recipe", str(recipe)], "parameters": space}))
+    where = ["--cache-dir", tmp_path / "cache", "--batch-size", 12, "--loader", "resident", "--precision", "no"]
+    flags = [sweep, "--trials", 2, "--eta", 2, "--out", tmp_path / "out", "--", *where]
+    done = run_script("-m", "training.search", *flags)
+    assert done.returncode == 0, done.stderr
+    best = json.loads((tmp_path / "out/search.json").read_text())
+    assert sorted(len(trial["accuracy"]) for trial in best) == [1, 2]
+    monkeypatch.setattr(search, "train", lambda *_: pytest.fail("trained again"))
+    assert search_here(monkeypatch, *flags) == 0
+    assert json.loads((tmp_path / "out/search.json").read_text()) == best
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "named"),
+    [
+        (None, [], "no.yaml"),
+        ("parameters: {}\n", [], "sweep.yaml"),
+        ("[1, 2]\n", [], "sweep.yaml"),
+        ("{", [], "sweep.yaml"),
+        (SWEEP.read_text(), ["--trials", "0"], "--trials 0"),
+        (SWEEP.read_text(), ["--eta", "1"], "--eta 1"),
+    ],
+)
+def test_mistakes_are_one_line(content, flags, named, monkeypatch, tmp_path, capsys):
+    sweep = tmp_path / ("sweep.yaml" if content is not None else "no.yaml")
+    if content is not None:
+        sweep.write_text(content)
+    assert search_here(monkeypatch, sweep, *flags, "--out", tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
