@@ -441,6 +441,8 @@ RECIPES = [
     bad("recipe: empty", recipe(""), RECIPE, r"mine\.yaml: expected lines such as"),
     bad("recipe: unknown key", recipe("lr: 0.1\nrate: 3\n"), RECIPE,
         r"mine\.yaml: .*'rate' .*; see train.py --help"),
+    bad("recipe: a key twice", recipe("lr: 0.1\nepochs: 2\nlr: 0.2\n"), RECIPE,
+        r"mine\.yaml: --lr stands there twice; remove one"),
     bad("recipe: wrong type", recipe("epochs: many\n"), RECIPE, r"mine\.yaml: --epochs: " + TYPE),
     bad("recipe: a list", recipe("- lr\n- 0.1\n"), RECIPE, r"mine\.yaml: expected lines such as"),
     bad("recipe: YAML error", recipe("lr: [1\n"), RECIPE, r"mine\.yaml: .*line 2.*; see train.py --help"),

@@ -47,21 +47,24 @@ def remove_remnants(folder: Path) -> None:
 def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The newest whole checkpoint, on the CPU; None where there is none at all.
 
-    A damaged one is passed over with a warning. Nothing but tensors and plain values is unpickled.
+    A damaged one that is newer is removed with a warning. Nothing but tensors and plain values is unpickled.
 
     Raises:
         InputError: there are checkpoints, and none is whole.
     """
     found = _checkpoints(folder)
-    for age, path in enumerate(found):
+    damaged: list[Path] = []
+    for path in found:
         try:
             if check_digest(path):
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-                for damaged in found[:age]:
-                    print(f"warning: {damaged} is damaged; going on from {path.name}", file=sys.stderr)
+                for newer in damaged:  # removed, or it would count as one of the newest two
+                    print(f"warning: {newer} is damaged, removed; going on from {path.name}", file=sys.stderr)
+                    newer.unlink()
                 return state
         except (OSError, RuntimeError, pickle.UnpicklingError):
             pass
+        damaged.append(path)
     if found:
         raise InputError(f"{folder}: no checkpoint is whole; remove the run's folder to start it again")
     return None

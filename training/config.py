@@ -265,11 +265,16 @@ def _check_recipe(path: Path) -> None:
     if path.with_name(f"{path.name}.sha256").exists() and not check_digest(path):
         raise InputError(f"{path}: not as the run wrote it; to use a changed copy, give it another name")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content, nodes = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
     except (yaml.YAMLError, UnicodeDecodeError):
         return  # the parser tells where
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected lines such as `lr: 0.1`, as in recipes/")
+    keys = [key.value for key, _ in nodes.value]
+    for number, name in enumerate(keys):
+        if name in keys[:number]:  # YAML would take the last one
+            raise InputError(f"{path}: {flag(str(name))} stands there twice; remove one of its lines")
     for name, value in content.items():
         if value is None:
             raise InputError(f"{path}: {flag(str(name))} has no value; give it one, or remove the line")
