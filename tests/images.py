@@ -6,12 +6,14 @@ import pickle
 import tarfile
 import urllib.request
 from collections.abc import Iterable, Sequence
+from email.message import Message
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 from data.prepared import Prepared, prepare
@@ -121,6 +123,10 @@ class Response(io.BytesIO):
         super().__init__(content)
         self.url, self.length = url, len(content)
 
+    def info(self) -> Message:
+        """Headers: none."""
+        return Message()
+
     def __enter__(self) -> "Response":
         return self
 
@@ -141,6 +147,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, content: bytes | Exception) -> list[s
         return Response(request.full_url, content)
 
     monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    monkeypatch.setattr(torch.hub, "urlopen", urlopen)
     return asked
 
 

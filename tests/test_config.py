@@ -43,14 +43,6 @@ def test_recipe_then_flags(tmp_path):
     assert config.run_folder == Path("runs/mine")
 
 
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.stem != "sweep")
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_is_valid(recipe):
-    assert parse_config(["--recipe", str(recipe)]).recipe == recipe.stem
-
-
 def test_choices_are_those_of_the_networks():
     hints = get_type_hints(Config)
     assert get_args(hints["model"]) == resnet.MODELS

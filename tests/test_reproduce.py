@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ import reproduce
 from data.errors import InputError
 from data.spec import CIFAR10
 from tests.conftest import ROOT, command, wait_until
-from tests.images import write_kaggle
+from tests.images import serve, write_kaggle
 from training import jobs
 from training.config import Config, parse_config
-from training.report import Outcome, Result, environment, study_report, verdict, write_report
+from training.engine import initial_model
+from training.report import Outcome, Result, environment, results_table, study_report, verdict, write_report
 from training.studies import CIFAR10_STUDY, STUDIES
 
 EXTRA = ["--", "--batch-size", "10", "--loader", "resident", "--precision", "no"]
@@ -54,7 +56,7 @@ def done(cifar10, weights, tmp_path_factory):
 
 
 def test_runs_are_trained_and_evaluated_on_the_test_set(done):
-    for name in ("exp1-seed42", "exp9-seed42"):
+    for name in ("exp1-seed42-scaled", "exp9-seed42-scaled"):
         run = done[0] / "cifar10-study" / name
         config = parse_config(["--recipe", str(run / "config.yaml")])
         assert (config.epochs, config.seed, config.lr, config.val_fraction) == (1, 42, 0.01, 0.2)
@@ -63,21 +65,25 @@ def test_runs_are_trained_and_evaluated_on_the_test_set(done):
 
 
 def test_exp9_begins_with_the_given_weights(done, weights):
-    run = done[0] / "cifar10-study" / "exp9-seed42"
-    assert parse_config(["--recipe", str(run / "config.yaml")]).weights == str(weights)
+    config = parse_config(["--recipe", str(done[0] / "cifar10-study/exp9-seed42-scaled/config.yaml")])
+    assert config.weights == str(weights)
+    given, initial = torch.load(weights, weights_only=True), initial_model(config, 10).state_dict()
+    assert initial["fc.weight"].shape == (10, 512)
+    for name in set(initial) - {"fc.weight", "fc.bias"}:
+        assert torch.equal(initial[name], given[name])
 
 
 def test_the_report_has_our_figures_beside_the_studys_and_says_that_they_are_scaled(done):
     folder, _ = done
     text = (folder / "report.md").read_text()
-    summary = json.loads((folder / "cifar10-study/exp1-seed42/summary.json").read_text())
+    summary = json.loads((folder / "cifar10-study/exp1-seed42-scaled/summary.json").read_text())
     (row,) = (line for line in text.splitlines() if line.startswith("| exp1 |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     accuracy = summary["val_accuracy"]
     assert cells[2:6] == ["0.827", f"{accuracy:.4f}", f"{accuracy - 0.827:+.3f}", f"{accuracy:.4f}"]
     assert cells[-3:] == ["1", f"{summary['seconds']:.0f}", "42"]
     assert "| exp2 |" in text
-    assert "not run: not chosen" in text
+    assert "not chosen, not run yet" in text
     for heading in re.findall("^#.*", text, flags=re.MULTILINE):
         assert "scaled: 0.01 of the epochs" in heading
     for title, path in re.findall(r"!\[(.*)\]\((.*)\)", text):
@@ -93,7 +99,7 @@ def test_the_report_has_our_figures_beside_the_studys_and_says_that_they_are_sca
 def test_what_is_done_is_not_done_again(done, monkeypatch, capsys):
     folder, flags = done
     before = (folder / "report.md").read_text()
-    monkeypatch.setattr(reproduce, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *flags])
     with pytest.raises(SystemExit) as ended:
         reproduce.main()
@@ -107,14 +113,16 @@ def test_runs_with_other_settings_are_refused(done, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
         reproduce.main()
     assert ended.value.code == 2
-    assert "exp1-seed42: trained with another lr; remove it or give another --out" in capsys.readouterr().err
+    assert (
+        "exp1-seed42-scaled: trained with another lr; remove it or give another --out" in capsys.readouterr().err
+    )
 
 
 def fake_train(monkeypatch, code: int, begun: bool) -> list[list[str]]:
-    """In place of train.py: ends with `code`; returns the flags of each start."""
+    """In place of train.py: ends with `code`. Returns the flags of each start."""
     started: list[list[str]] = []
 
-    def train(flags: list[str], processes: int) -> int:
+    def start(flags: list[str], processes: int) -> int:
         started.append(flags)
         config = parse_config(flags)
         if begun:
@@ -122,7 +130,7 @@ def fake_train(monkeypatch, code: int, begun: bool) -> list[list[str]]:
             (config.run_folder / "config.yaml").touch()
         return code
 
-    monkeypatch.setattr(reproduce, "train", train)
+    monkeypatch.setattr(jobs, "start", start)
     return started
 
 
@@ -133,19 +141,26 @@ def run_here(monkeypatch, *flags: object) -> int:
     return ended.value.code
 
 
-def test_without_imagenet_weights_exp9_is_not_run_and_the_others_go_on(cifar10, monkeypatch, tmp_path):
-    monkeypatch.setattr(models.ResNet18_Weights.IMAGENET1K_V1.__class__, "get_state_dict", raise_no_network)
+def test_without_imagenet_weights_exp9_is_not_run_and_the_others_go_on(cifar10, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    serve(monkeypatch, OSError("no network"))
     started = fake_train(monkeypatch, code=1, begun=True)
     code = run_here(monkeypatch, "cifar10-study", "--only", "exp9,exp8", "--data-dir", cifar10, "--out", tmp_path)
     assert code == 1  # for exp8, whose training failed
     assert [parse_config(flags).name for flags in started] == ["exp8-seed42"]
     report = (tmp_path / "report.md").read_text()
-    assert "not run: no ImageNet weights; give --weights resnet18-f37072fd.pth" in report
-    assert "not run: failed: training with seed 42 ended with exit code 1" in report
+    assert "| 0.857 | not run: no ImageNet weights; give --weights resnet18-f37072fd.pth |" in report
+    assert "| 0.893 | failed: the training of exp8-seed42 ended with exit code 1 |" in report
+    assert "no network; not running exp9" in capsys.readouterr().err
 
 
-def raise_no_network(*_, **__):
-    raise OSError("no network")
+def test_downloaded_imagenet_weights_are_checked(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    urls = serve(monkeypatch, b"something else")
+    assert reproduce.imagenet_weights(tmp_path / "absent.pth") is None
+    assert urls == ["https://download.pytorch.org/models/resnet18-f37072fd.pth"]
+    assert "invalid hash value" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 def test_a_training_that_is_refused_or_stopped_ends_it_all(cifar10, monkeypatch, tmp_path):
@@ -170,13 +185,21 @@ def test_seeds_follow_that_of_the_recipe(cifar10, monkeypatch, tmp_path):
         (["all", "--only", "exp33"], "--only exp33"),
         (["all", "--seeds", "0"], "--seeds 0"),
         (["all", "--epochs-scale", "0"], "--epochs-scale 0"),
-        (["all", "--subset", "1.5", "--only", "exp1"], "--subset 1.5"),
-        (["all", "--only", "exp9", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["all", "--subset", "1.5"], "--subset 1.5"),
+        (["all", "--subset", "0"], "--subset 0"),
+        (["all", "--subset", "nan"], "--subset nan"),
+        (["all", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["all", "--seed", "7"], "--seed"),  # no abbreviation of --seeds
         (["other"], "other"),
+        (["all", "--", "--epochs", "5"], "--epochs after --"),
+        (["all", "--", "--subset=0.1"], "--subset=0.1 after --"),
+        (["all", "--", "--split", "none"], "--split none"),
     ],
 )
-def test_mistakes_are_one_line(flags, named, monkeypatch, capsys, tmp_path):
-    assert run_here(monkeypatch, *flags, "--out", tmp_path) == 2
+def test_mistakes_are_one_line_before_anything_is_trained(flags, named, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained"))
+    flags = [*flags[:1], "--out", tmp_path, *flags[1:]]
+    assert run_here(monkeypatch, *flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
 
@@ -208,33 +231,42 @@ def test_every_experiment_has_its_recipe_and_every_recipe_its_experiment():
         recipes = {path.stem for path in (ROOT / "recipes" / name).glob("*.yaml")}
         assert recipes == {experiment.name for experiment in study.experiments}
         named = {n for c in study.comparisons for n in c.experiments}
-        named |= {n for finding in study.findings for pair in finding.pairs for n in pair}
+        named |= {n for finding in study.findings for pair in finding.pairs for n in pair if isinstance(n, str)}
         assert named <= recipes
 
 
-def result(accuracy: float, seed: int = 0) -> Result:
-    summary = {"val_accuracy": accuracy, "epochs": 2, "seconds": 10.0, "seed": seed, "world_size": 1}
+def result(accuracy: float, seed: int = 0, images: int = 10_000) -> Result:
+    summary = {
+        "val_accuracy": accuracy,
+        "val_images": images,
+        "epochs": 2,
+        "seconds": 10.0,
+        "seed": seed,
+        "world_size": 1,
+    }
     summary |= {"device": "a machine", "precision": "no", "loader": "resident", "versions": {"torch": "2.15"}}
     rows = [
         {"kind": "epoch", "val_accuracy": value, "val_loss": 1.0, "train_accuracy": 0.9}
         for value in (accuracy / 2, accuracy)
     ]
-    return Result(summary, {"accuracy": accuracy - 0.1, "macro_f1": 0.5, "micro_f1": accuracy - 0.1}, rows)
+    return Result(
+        summary, {"split": "test", "accuracy": accuracy - 0.1, "macro_f1": 0.5, "micro_f1": accuracy - 0.1}, rows
+    )
 
 
 def test_several_seeds_give_mean_and_deviation(tmp_path):
     experiments = {experiment.name: experiment for experiment in CIFAR10_STUDY.experiments}
     outcomes = [
-        Outcome(experiments["exp1"], [result(0.8), result(0.9, seed=1)]),
+        Outcome(experiments["exp1"], [result(0.84), result(0.86, seed=1)]),
         Outcome(experiments["exp2"], [result(0.95)]),
     ]
     blocks = study_report(CIFAR10_STUDY, outcomes, "", tmp_path / "pictures")
     write_report(blocks, tmp_path)
     text = (tmp_path / "report.md").read_text()
-    assert "| 0.827 | 0.8500 ± 0.0707 | +0.023 | 0.8500 ± 0.0707 | 0.7500 ± 0.0707 |" in text
+    assert "| 0.827 | 0.8500 ± 0.0141 | +0.023 | 0.8500 ± 0.0141 | 0.7500 ± 0.0141 |" in text
     assert "scaled" not in text
     (finding,) = (line for line in text.splitlines() if line.startswith("| Its own ResNet-18"))
-    assert "| borne out | validation accuracy: exp2 0.9500, exp1 0.8500 ± 0.0707 |" in finding
+    assert "| borne out | validation accuracy: exp2 0.9500, exp1 0.8500 ± 0.0141 |" in finding
     assert (tmp_path / "pictures/cifar-10-study-networks.png").exists()
 
 
@@ -243,8 +275,62 @@ def test_a_finding_is_borne_out_only_by_all_of_its_pairs():
     assert verdict([("a", "b")], "validation accuracy", finished)[0] == "borne out"
     assert verdict([("a", "b"), ("a", "c")], "validation accuracy", finished)[0] == "not borne out"
     assert verdict([("a", "d")], "validation accuracy", finished) == ("not tested", "not run: d")
+    assert verdict([("a", 0.45)], "validation accuracy", finished)[0] == "borne out"
+    assert verdict([("a", 0.55)], "validation accuracy", finished)[0] == "not borne out"
     gap = "training less validation accuracy, last epoch"
     assert verdict([("b", "a")], gap, finished)[0] == "borne out"
+    assert verdict([("c", "a")], "mean validation accuracy over all epochs", finished)[0] == "borne out"
+
+
+def test_what_chance_could_turn_is_undecided():
+    few = {"a": [result(0.5, images=100)], "b": [result(0.4, images=100)]}  # standard errors of 0.05
+    assert verdict([("a", "b")], "validation accuracy", few)[0] == "undecided"
+    assert verdict([("b", "a")], "validation accuracy", few)[0] == "undecided"
+    seeds = {"a": [result(0.5), result(0.6)], "b": [result(0.45), result(0.55)]}
+    assert verdict([("a", "b")], "validation accuracy", seeds)[0] == "undecided"
+    steady = {"a": [result(0.55), result(0.551)], "b": [result(0.5), result(0.501)]}
+    assert verdict([("a", "b")], "validation accuracy", steady)[0] == "borne out"
+
+
+def test_finished_runs_that_are_not_chosen_stay_in_the_report(done, monkeypatch, capsys):
+    folder, flags = done
+    before = (folder / "report.md").read_text()
+    monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained again"))
+    only_one = [flag if flag != "exp1,exp9" else "exp9" for flag in flags]
+    assert run_here(monkeypatch, *only_one) == 0, capsys.readouterr().err
+    (row,) = (line for line in before.splitlines() if line.startswith("| exp1 |"))
+    assert row in (folder / "report.md").read_text()
+
+
+def test_without_test_labels_as_on_kaggle_the_test_columns_stay_empty(tmp_path):
+    kaggle = result(0.5)
+    kaggle.evaluation["split"] = "val"
+    experiments = {experiment.name: experiment for study in STUDIES.values() for experiment in study.experiments}
+    exp1, v5 = results_table([Outcome(experiments[name], [kaggle]) for name in ("exp1", "v5")]).rows
+    assert exp1[3:7] == ["0.5000", "-0.327", "0.5000", "-"]
+    assert v5[3:7] == ["- (test)", "-", "0.5000", "-"]
+
+
+def test_without_test_labels_a_run_is_evaluated_on_its_validation_images(done, cifar10, tmp_path):
+    unlabelled = tmp_path / "kaggle"
+    shutil.copytree(cifar10, unlabelled, ignore=shutil.ignore_patterns("testLabels.csv", "test"))
+    flags = [
+        "--dataset",
+        "cifar10",
+        "--stem",
+        "imagenet",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "10",
+        "--tracker",
+        "none",
+    ]
+    flags += ["--loader", "resident", "--precision", "no", "--data-dir", str(unlabelled), "--name", "run"]
+    flags += ["--runs-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
+    assert jobs.train(flags, processes=1) == ""
+    reproduce.evaluate(tmp_path / "run", parse_config(flags))
+    assert json.loads((tmp_path / "run/evaluation.json").read_text())["split"] == "val"
 
 
 def test_machines_and_versions_are_named_once():
@@ -258,17 +344,20 @@ def test_text_of_the_report_is_not_taken_for_html(tmp_path):
     assert "<p>a &lt; b</p>" in (tmp_path / "report.html").read_text()
 
 
-def test_a_folder_of_images_or_of_both_data_sets(tmp_path):
-    parser = reproduce.make_parser()
-    (tmp_path / "both/cifar10").mkdir(parents=True)
-    inside = parser.parse_args(["cifar10-study", "--data-dir", str(tmp_path / "both")])
-    assert reproduce.data_folder(CIFAR10_STUDY, inside) == tmp_path / "both/cifar10"
-    itself = parser.parse_args(["cifar10-study", "--data-dir", str(tmp_path / "both/cifar10")])
-    assert reproduce.data_folder(CIFAR10_STUDY, itself) == tmp_path / "both/cifar10"
-    every = parser.parse_args(["all", "--data-dir", str(tmp_path / "both/cifar10")])
-    assert reproduce.data_folder(CIFAR10_STUDY, every) == tmp_path / "both/cifar10/cifar10"
+def test_a_folder_of_images_or_of_both_data_sets(cifar10, tmp_path):
+    def found(study: str, folder: Path) -> Path:
+        given = reproduce.make_parser().parse_args([study, "--data-dir", str(folder)])
+        return reproduce.data_folder(CIFAR10_STUDY, given)
+
+    assert found("cifar10-study", cifar10) == cifar10
+    assert found("all", cifar10) == cifar10 / "cifar10"
+    assert found("cifar10-study", tmp_path) == tmp_path / "cifar10"  # empty: to be downloaded to
+    (tmp_path / "cifar100").mkdir()
+    assert found("cifar10-study", tmp_path) == tmp_path / "cifar10"
+    (tmp_path / "cifar10").mkdir()
+    assert found("cifar10-study", tmp_path) == tmp_path / "cifar10"
 
 
 def test_unknown_experiments_are_refused_with_the_known_ones():
     with pytest.raises(InputError, match="exp1, exp1-pytorch"):
-        reproduce.choose_experiments(["cifar10-study"], "v1")
+        reproduce.choose_experiments("cifar10-study", "v1")

@@ -7,12 +7,15 @@ import sys
 import pytest
 import yaml
 
-from data.errors import InputError
 from tests.conftest import ROOT, run_script
-from training import search
+from training import jobs, search
 from training.config import parse_config
 
 SWEEP = ROOT / "recipes/sweep.yaml"
+
+
+def sweep_of(space: dict, recipe: object = ROOT / "recipes/cifar100-study/v5.yaml") -> str:
+    return yaml.safe_dump({"command": ["train.py", "--recipe", str(recipe)], "parameters": space})
 
 
 def test_the_sweep_starts_train_py_through_accelerate_with_flags_that_exist():
@@ -43,8 +46,6 @@ def test_draws_are_a_function_of_seed_and_trial_and_keep_to_their_distribution()
     assert all(0.5 <= settings["momentum"] <= 0.9 for settings in drawn)
     assert {settings["decay"] for settings in drawn} == {1, 2, 3}
     assert {settings["cutout"] for settings in drawn} == {8}
-    with pytest.raises(InputError, match="parameter x"):
-        search.draw({"x": {"distribution": "q_beta"}}, 0, 0)
 
 
 def search_here(monkeypatch, *arguments: object) -> int | str | None:
@@ -61,7 +62,7 @@ def trained(monkeypatch):
     """In place of train.py: the smaller the learning rate the better, above 0.05 it fails. Returns the starts."""
     started = []
 
-    def train(flags, processes):
+    def start(flags, processes):
         config = parse_config(flags)
         started.append(config)
         config.run_folder.mkdir(parents=True)
@@ -71,7 +72,7 @@ def trained(monkeypatch):
         (config.run_folder / "summary.json").write_text(json.dumps({"val_accuracy": 1 - config.lr}))
         return 0
 
-    monkeypatch.setattr(search, "train", train)
+    monkeypatch.setattr(jobs, "start", start)
     return started
 
 
@@ -83,24 +84,32 @@ def test_a_third_of_the_trials_goes_on_for_three_times_as_long(trained, monkeypa
     best = sorted(config.lr for config in rounds[0])
     assert sorted(config.lr for config in rounds[1]) == best[:3]
     assert rounds[2][0].lr == best[0]
-    assert f"validation accuracy {1 - best[0]:.4f}: --lr {best[0]!r}" in capsys.readouterr().out
+    assert f"validation accuracy {1 - best[0]:.4f}: --lr={best[0]!r}" in capsys.readouterr().out
     recorded = json.loads((tmp_path / "search.json").read_text())
     assert sorted(len(trial["accuracy"]) for trial in recorded) == [1] * 6 + [2, 2, 3]
     assert all((trial["accuracy"][0] == -1) == (trial["settings"]["lr"] > 0.05) for trial in recorded)
 
 
+def test_trials_that_fail_do_not_go_on_and_none_left_is_an_error(trained, monkeypatch, tmp_path, capsys):
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(sweep_of({"lr": {"values": [0.1, 0.2]}, "optimizer": {"values": ["adam", "adamw"]}}))
+    assert search_here(monkeypatch, sweep, "--trials", 3, "--out", tmp_path / "out") == 1
+    assert len(trained) == 3
+    assert {config.optimizer for config in trained} <= {"adam", "adamw"}
+    assert "the training of every trial failed" in capsys.readouterr().err
+
+
 def test_a_search_trains_and_goes_on_where_it_was(images, tmp_path, monkeypatch):
     sweep, recipe = tmp_path / "sweep.yaml", tmp_path / "tiny.yaml"
     recipe.write_text(f"dataset: folder\nstem: imagenet\ndata_dir: {images}\nepochs: 2\nschedule: triangle\n")
-    space = {"lr": {"values": [0.01, 0.02]}}
-    sweep.write_text(yaml.safe_dump({"command": ["train.py", "--recipe", str(recipe)], "parameters": space}))
+    sweep.write_text(sweep_of({"lr": {"values": [0.01, 0.02]}}, recipe))
     where = ["--cache-dir", tmp_path / "cache", "--batch-size", 12, "--loader", "resident", "--precision", "no"]
     flags = [sweep, "--trials", 2, "--eta", 2, "--out", tmp_path / "out", "--", *where]
     done = run_script("-m", "training.search", *flags)
     assert done.returncode == 0, done.stderr
     best = json.loads((tmp_path / "out/search.json").read_text())
     assert sorted(len(trial["accuracy"]) for trial in best) == [1, 2]
-    monkeypatch.setattr(search, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained again"))
     assert search_here(monkeypatch, *flags) == 0
     assert json.loads((tmp_path / "out/search.json").read_text()) == best
 
@@ -112,6 +121,13 @@ def test_a_search_trains_and_goes_on_where_it_was(images, tmp_path, monkeypatch)
         ("parameters: {}\n", [], "sweep.yaml"),
         ("[1, 2]\n", [], "sweep.yaml"),
         ("{", [], "sweep.yaml"),
+        (sweep_of({"lr": 0.1}), [], "parameter lr"),
+        (sweep_of({"lr": {"values": []}}), [], "parameter lr"),
+        (sweep_of({"lr": {"min": 0, "max": 1, "distribution": "log_uniform_values"}}), [], "parameter lr"),
+        (sweep_of({"lr": {"min": "a", "max": 1}}), [], "parameter lr"),
+        (sweep_of({"lr": {"distribution": "q_beta"}}), [], "parameter lr"),
+        (SWEEP.read_text(), ["--subset", "0"], "--subset 0"),
+        (SWEEP.read_text(), ["--", "--epochs", "3"], "--epochs after --"),
         (SWEEP.read_text(), ["--trials", "0"], "--trials 0"),
         (SWEEP.read_text(), ["--eta", "1"], "--eta 1"),
     ],
@@ -120,6 +136,6 @@ def test_mistakes_are_one_line(content, flags, named, monkeypatch, tmp_path, cap
     sweep = tmp_path / ("sweep.yaml" if content is not None else "no.yaml")
     if content is not None:
         sweep.write_text(content)
-    assert search_here(monkeypatch, sweep, *flags, "--out", tmp_path / "out") == 2
+    assert search_here(monkeypatch, "--out", tmp_path / "out", sweep, *flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line

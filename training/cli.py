@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from data.errors import InputError
 
@@ -37,7 +37,10 @@ def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse, with InputError for a mistaken flag."""
+    """argparse, with InputError for a mistaken flag, and no abbreviations: --seed is not --seeds."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(allow_abbrev=False, **settings)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")

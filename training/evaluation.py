@@ -53,7 +53,7 @@ def evaluate_images(predictor: Predictor, prepared: Prepared, ids: Tensor) -> Ev
         parts.append([batch.ids, batch.labels, predicted, confidence, loss])
 
     batches = ResidentLoader(prepared, predictor.device).read(evaluation_batches(ids, EVALUATION_BATCH))
-    report = predictor.evaluate(batches, len(prepared.classes), keep)
+    report = predictor.evaluate(batches, len(prepared.classes), everywhere=False, visit=keep)
     confusion, f1 = report.pop("confusion"), report.pop("f1")
     report |= coarse_report(confusion, prepared.classes)
     report["per_class"] = class_table(confusion, f1, prepared.classes)

@@ -53,13 +53,15 @@ class Predictor:
         self,
         batches: Iterable[Batch],
         num_classes: int,
+        everywhere: bool = True,
         visit: Callable[[Batch, Tensor], object] = lambda batch, logits: None,
     ) -> dict[str, Any]:
-        """The metrics of EvaluationMetrics over the batches of all processes.
+        """The metrics of EvaluationMetrics over the batches.
 
+        everywhere: over those of all processes, which must all call this.
         visit: is shown each batch of this process with its logits.
         """
-        metrics = EvaluationMetrics(num_classes, self.device)
+        metrics = EvaluationMetrics(num_classes, self.device, everywhere)
         for batch in batches:
             logits = self.logits(batch.images)
             metrics.update(logits, batch.labels)

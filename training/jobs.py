@@ -1,17 +1,55 @@
 """Runs of train.py started by another script: reproduce.py, and the search of training/search.py."""
 
+import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from data.errors import InputError
-from training.config import Config, parse_config
+from training.config import Config, flag, parse_config
 
 ROOT = Path(__file__).resolve().parent.parent
+
+OWN_FLAGS = (
+    "recipe",
+    "name",
+    "runs_dir",
+    "data_dir",
+    "seed",
+    "weights",
+    "epochs",
+    "subset",
+    "milestones",
+    "warmup",
+)
+"""What the scripts give to train.py themselves, so that it may not follow a --."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--processes", type=int, default=1, help="processes of each training (default: 1)")
+    parser.add_argument("--epochs-scale", type=float, default=1.0, help="share of the epochs, above 0 to 1")
+    parser.add_argument("--subset", type=float, default=1.0, help="share of the training images, above 0 to 1")
+
+
+def check_flags(arguments: argparse.Namespace, extra: Sequence[str], lowest: dict[str, int]) -> None:
+    """InputError for values out of range, and for flags after -- that the script gives itself.
+
+    lowest: of whole numbers the lowest allowed value.
+    """
+    for name, low in lowest.items():
+        if getattr(arguments, name) < low:
+            raise InputError(f"{flag(name)} {getattr(arguments, name)}: expected at least {low}")
+    for name in ("epochs_scale", "subset"):
+        if not 0 < getattr(arguments, name) <= 1:
+            raise InputError(f"{flag(name)} {getattr(arguments, name)}: expected a fraction above 0, at most 1")
+    for given in extra:
+        if given.split("=")[0] in map(flag, OWN_FLAGS):
+            raise InputError(f"{given} after --: not possible, as this script gives it itself; see its --help")
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -32,7 +70,7 @@ def shortened(config: Config, epochs_scale: float, subset: float) -> list[str]:
     milestones = [milestone * share for milestone in config.milestones]
     decay = config.decay / (share * subset)  # per step
     flags = ["--epochs", epochs, "--milestones", json.dumps(milestones), "--warmup", config.warmup * share]
-    return [str(flag) for flag in (*flags, "--decay", decay, "--subset", subset)]
+    return [str(part) for part in (*flags, "--decay", decay, "--subset", subset)]
 
 
 def is_finished(run: Path, wanted: Config, whatever: Collection[str] = ()) -> bool:
@@ -53,30 +91,51 @@ def is_finished(run: Path, wanted: Config, whatever: Collection[str] = ()) -> bo
     return True
 
 
-def train(flags: list[str], processes: int) -> int:
-    """Run train.py and return its exit code. SIGTERM and SIGINT are passed on to it, so that it checkpoints.
+def train(flags: list[str], processes: int) -> str:
+    """Run train.py; returns "" when it has finished, or why the run could not go on (a loss that is not finite).
 
     Raises:
-        SystemExit: after such a signal, when train.py has ended.
+        SystemExit: it was stopped, or refused what it was given.
     """
+    run, code = parse_config(flags).run_folder, start(flags, processes)
+    if code == 1 and (run / "config.yaml").exists():
+        return f"failed: the training of {run.name} ended with exit code 1"
+    if code not in (0, 2, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+        print(f"error: the training of {run} ended with exit code {code}", file=sys.stderr)
+    if code:
+        raise SystemExit(code)
+    return ""
+
+
+def start(flags: list[str], processes: int) -> int:
+    """Run train.py and return its exit code, or that of the signal that this process got and passed on to it."""
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
         command += ["--config_file", str(ROOT / "accelerate_config.yaml"), "--num_processes", str(processes)]
+    started: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
 
     def pass_on(number: int, frame: object) -> None:
         received.append(number)
-        process.send_signal(number)
+        for process in started:
+            process.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
 
-    # In a session of its own: what a terminal sends reaches it once, through this process.
-    with subprocess.Popen([*command, str(ROOT / "train.py"), *flags], start_new_session=True) as process:
-        former = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            code = process.wait()
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+    former = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        # As `accelerate launch` starts it: on Linux it then stops, with a checkpoint, when this process dies. In a
+        # session of its own: what a terminal sends reaches it once, through this process.
+        environment = {"ACCELERATE_MIXED_PRECISION": "no"} | os.environ
+        started.append(
+            subprocess.Popen([*command, str(ROOT / "train.py"), *flags], env=environment, start_new_session=True)
+        )
+        if received:  # before there was a process to pass it on to
+            started[0].terminate()
+        code = started[0].wait()
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
     if received:
-        raise SystemExit(128 + received[0])
+        return 128 + received[0]
     return code if code >= 0 else 128 - code

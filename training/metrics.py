@@ -42,14 +42,18 @@ class TrainingMetrics:
 
 
 class EvaluationMetrics:
-    """Loss, top-1, top-5, macro and micro F1 and the confusion matrix."""
+    """Loss, top-1, top-5, macro and micro F1 and the confusion matrix.
 
-    def __init__(self, num_classes: int, device: torch.device):
-        self.loss = SumMetric(nan_strategy="disable").set_dtype(torch.float64).to(device)
-        self.confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(device)
-        self.top5 = MulticlassAccuracy(
-            num_classes, top_k=min(5, num_classes), average="micro", validate_args=False
-        ).to(device)
+    everywhere: over the batches of all processes, which must all read it; otherwise of this one alone.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device, everywhere: bool = True):
+        common: dict[str, Any] = {"validate_args": False, "sync_on_compute": everywhere}
+        loss = SumMetric(nan_strategy="disable", sync_on_compute=everywhere)
+        self.loss = loss.set_dtype(torch.float64).to(device)
+        self.confusion = MulticlassConfusionMatrix(num_classes, **common).to(device)
+        top = min(5, num_classes)
+        self.top5 = MulticlassAccuracy(num_classes, top_k=top, average="micro", **common).to(device)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """logits float32 (n, classes); labels int64 (n,)."""
@@ -58,7 +62,7 @@ class EvaluationMetrics:
         self.top5.update(logits, labels)
 
     def read(self) -> dict[str, Any]:
-        """The results over all processes; `confusion` is int64 (true class, predicted class), on the CPU.
+        """The results; `confusion` is int64 (true class, predicted class), on the CPU.
 
         F1 of a class that occurs neither among the labels nor among the predictions is 0, as in scikit-learn.
         Micro F1 counts hits, false positives and false negatives over all classes; with one label and one

@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
 def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:
     """What the peak learning rate is multiplied by for optimizer step `step`, counted from 0.
 
-    multistep changes between epochs; the others, and the warm-up, change with every step. A function of the
+    multistep changes at its milestones; the others, and the warm-up, change with every step. A function of the
     step alone: it is the same on any number of processes, and a resumed run has nothing to restore. (Accelerate
     would step a prepared scheduler once for each process.)
     """
@@ -49,9 +49,7 @@ def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:
     if config.schedule == "cosine":  # Loshchilov and Hutter, 2017, arXiv:1608.03983, one period, after the warm-up
         progress = max(0.0, step - warmup) / max(1.0, total - warmup)
         return ramp * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    if (
-        config.schedule == "triangle"
-    ):  # as in Jordan, 2024, arXiv:2404.00498: 0.2 -> 1 in a fifth of the steps, -> 0
+    if config.schedule == "triangle":  # Jordan, 2024, arXiv:2404.00498: 0.2 -> 1 in a fifth of the steps, -> 0
         peak = 0.2 * total
         return ramp * (0.2 + 0.8 * step / peak if step < peak else (total - step) / (total - peak))
     if config.schedule == "inverse-time":  # Keras' `decay`

@@ -183,13 +183,13 @@ class Recorder(NullRecorder):
         held_out = "test" if self.config.split == "test" else "validation"
         curves = self.folder / "curves.png"
         draw_curves(self.tracking.file.rows(), self.folder.name, held_out, curves)
-        if self.tracking.tracker is not None and self.config.split in HELD_OUT:
-            self._track_best(trainer, curves)
         summary = summarize(self.config, self.accelerator, trainer)
         write_json(self.folder / "summary.json", summary)
         reached = summary["val_accuracy"]
         score = "" if reached is None else f"accuracy {100 * reached:.2f} % in epoch {summary['best_epoch']}, "
         self.say(f"{self.folder}: finished; {score}{summary['seconds']:.0f} s")
+        if self.tracking.tracker is not None and self.config.split in HELD_OUT:
+            self.tracking.guard(lambda: self._track_best(trainer, curves))
 
     def _track_best(self, trainer: Trainer, curves: Path) -> None:
         """Show the tracker what the best weights do with the validation images."""
@@ -231,6 +231,8 @@ def summarize(config: Config, accelerator: Accelerator, trainer: Trainer) -> dic
         "recipe": config.recipe,
         "epochs": config.epochs,
         "steps": progress.step,
+        "train_images": len(trainer.stream.ids),
+        "val_images": len(trainer.val_ids),
         "best_epoch": progress.best_epoch,
         "val_accuracy": progress.best_accuracy if evaluated else None,
         "val_macro_f1": progress.best_macro_f1 if evaluated else None,

@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,11 @@ class Result:
     summary: dict[str, Any]
     evaluation: dict[str, Any]
     epochs: list[dict[str, Any]]
+
+    @property
+    def test_accuracy(self) -> float | None:
+        """None where there are no labelled test images, and the evaluation is of the validation images."""
+        return self.evaluation["accuracy"] if self.evaluation["split"] == "test" else None
 
 
 def read_result(run: Path) -> Result:
@@ -45,6 +51,7 @@ def _wobble(result: Result) -> float:
 
 QUANTITIES: dict[str, Callable[[Result], float]] = {
     "validation accuracy": lambda result: result.summary["val_accuracy"],
+    "mean validation accuracy over all epochs": lambda result: mean(row["val_accuracy"] for row in result.epochs),
     "accuracy after the first epoch": lambda result: result.epochs[0]["val_accuracy"],
     "training less validation accuracy, last epoch": lambda result: (
         result.epochs[-1]["train_accuracy"] - result.epochs[-1]["val_accuracy"]
@@ -122,15 +129,15 @@ def _row(outcome: Outcome) -> list[str]:
     figure = (f"{experiment.figure} (test)" if experiment.on_test else experiment.figure) or "-"
     row = [experiment.name, experiment.what, figure]
     if not results:
-        return [*row, f"not run: {outcome.reason}", *["-"] * 8]
+        return [*row, outcome.reason, *["-"] * 8]
     validation = [result.summary["val_accuracy"] for result in results]
-    test = [result.evaluation["accuracy"] for result in results]
+    test = [result.test_accuracy for result in results if result.test_accuracy is not None]
     ours = test if experiment.on_test else validation
     f1 = [_spread([result.evaluation[name] for result in results]) for name in ("macro_f1", "micro_f1")]
     return [
         *row,
         _spread(ours) + (" (test)" if experiment.on_test else ""),
-        _difference(mean(ours), experiment) if experiment.figure else "-",
+        _difference(mean(ours), experiment) if experiment.figure and ours else "-",
         *(_spread(validation), _spread(test), *f1),
         str(results[0].summary["epochs"]),
         f"{mean(result.summary['seconds'] for result in results):.0f}",
@@ -139,6 +146,8 @@ def _row(outcome: Outcome) -> list[str]:
 
 
 def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
     return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
@@ -147,16 +156,40 @@ def _difference(ours: float, experiment: Experiment) -> str:
     return " to ".join(ends)
 
 
-def verdict(pairs: Sequence[tuple[str, str]], quantity: str, finished: dict[str, list[Result]]) -> tuple[str, str]:
-    """Whether in each pair the first experiment has the higher quantity; and the numbers."""
-    missing = sorted({name for pair in pairs for name in pair} - set(finished))
-    if missing:
+def verdict(
+    pairs: Sequence[tuple[str, str | float]], quantity: str, finished: dict[str, list[Result]]
+) -> tuple[str, str]:
+    """Whether in each pair the first experiment has the higher quantity; and the numbers.
+
+    Undecided is what two standard errors could turn: those of the mean over several seeds; of a single run, those
+    of an accuracy measured on so many validation images.
+    """
+    names = list(dict.fromkeys(name for pair in pairs for name in pair if isinstance(name, str)))
+    if missing := sorted(set(names) - set(finished)):
         return "not tested", f"not run: {', '.join(missing)}"
-    measure = QUANTITIES[quantity]
-    values = {name: [measure(result) for result in finished[name]] for pair in pairs for name in pair}
-    borne_out = all(mean(values[first]) > mean(values[second]) for first, second in pairs)
-    numbers = ", ".join(f"{name} {_spread(found)}" for name, found in values.items())
-    return "borne out" if borne_out else "not borne out", f"{quantity}: {numbers}"
+    values = {name: [QUANTITIES[quantity](result) for result in finished[name]] for name in names}
+
+    def estimate(side: str | float) -> tuple[float, float]:
+        if not isinstance(side, str):
+            return side, 0.0
+        return mean(values[side]), _standard_error(values[side], finished[side])
+
+    verdicts = []
+    for pair in pairs:
+        (first, first_error), (second, second_error) = map(estimate, pair)
+        doubt = 2 * math.hypot(first_error, second_error)
+        verdicts.append(
+            "borne out" if first - second > doubt else "not borne out" if second - first > doubt else "undecided"
+        )
+    worst = max(verdicts, key=["borne out", "undecided", "not borne out"].index)
+    return worst, f"{quantity}: " + ", ".join(f"{name} {_spread(found)}" for name, found in values.items())
+
+
+def _standard_error(values: Sequence[float], results: Sequence[Result]) -> float:
+    if len(values) > 1:
+        return stdev(values) / math.sqrt(len(values))
+    accuracy, count = results[0].summary["val_accuracy"], results[0].summary["val_images"]
+    return math.sqrt(accuracy * (1 - accuracy) / count)
 
 
 def environment(results: Sequence[Result]) -> list[str]:

@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from data.errors import InputError
 from data.files import write_json
-from training.cli import OneLineParser, one_line_errors
-from training.config import parse_config
-from training.jobs import is_finished, shortened, split_arguments, train
+from training.cli import OneLineParser, RunError, one_line_errors
+from training.config import HELD_OUT, parse_config
+from training.jobs import add_flags, check_flags, is_finished, shortened, split_arguments, train
 
 
 @dataclass
@@ -29,6 +30,11 @@ class Trial:
     settings: dict[str, Any]
     accuracy: list[float] = field(default_factory=list)
 
+    @property
+    def flags(self) -> str:
+        """As a command line has them; W&B's agents write them in the same way."""
+        return " ".join(f"--{name}={value}" for name, value in self.settings.items())
+
 
 def main() -> None:
     own, extra = split_arguments(sys.argv[1:])
@@ -37,21 +43,18 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=9, help="settings to try (default: 9)")
     parser.add_argument("--eta", type=int, default=3, help="one in so many trials goes on (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="draws the settings (default: 0)")
-    parser.add_argument("--processes", type=int, default=1, help="processes of each training (default: 1)")
-    parser.add_argument("--epochs-scale", type=float, default=1.0, help="share of the epochs, above 0 to 1")
-    parser.add_argument("--subset", type=float, default=1.0, help="share of the training images, above 0 to 1")
     parser.add_argument("--out", type=Path, default=Path("runs/search"), help="folder (default: runs/search)")
-    with one_line_errors():
-        search(parser.parse_args(own), extra)
+    add_flags(parser)
+    try:
+        with one_line_errors():
+            search(parser.parse_args(own), extra)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
 
 
 def search(arguments: argparse.Namespace, extra: list[str]) -> None:
     """Train the trials, round by round; writes search.json after each training."""
-    for name, low in (("trials", 1), ("eta", 2), ("seed", 0), ("processes", 1)):
-        if getattr(arguments, name) < low:
-            raise InputError(f"--{name} {getattr(arguments, name)}: expected at least {low}")
-    if not 0 < arguments.epochs_scale <= 1:
-        raise InputError(f"--epochs-scale {arguments.epochs_scale}: expected a fraction above 0, at most 1")
+    check_flags(arguments, extra, lowest={"trials": 1, "eta": 2, "seed": 0, "processes": 1})
     recipe, space = read_sweep(arguments.sweep)
     trials = [Trial(number, draw(space, arguments.seed, number)) for number in range(arguments.trials)]
     rounds = 1
@@ -63,14 +66,13 @@ def search(arguments: argparse.Namespace, extra: list[str]) -> None:
         for trial in left:
             trial.accuracy.append(train_trial(trial, number, share, recipe, arguments, extra))
             write_json(arguments.out / "search.json", [asdict(trial) for trial in trials])
-        left = sorted(left, key=lambda trial: -trial.accuracy[-1])
-        for trial in left:
-            settings = " ".join(f"--{name} {value:g}" for name, value in trial.settings.items())
-            print(f"round {number + 1}/{rounds}, trial {trial.number}: {trial.accuracy[-1]:.4f}  {settings}")
-        left = left[: max(1, len(left) // arguments.eta)]
-    best = left[0]
-    settings = " ".join(f"--{name} {value!r}" for name, value in best.settings.items())
-    print(f"best: trial {best.number}, validation accuracy {best.accuracy[-1]:.4f}: {settings}")
+        for trial in sorted(left, key=lambda trial: -trial.accuracy[-1]):
+            print(f"round {number + 1}/{rounds}, trial {trial.number}: {trial.accuracy[-1]:.4f}  {trial.flags}")
+        succeeded = [trial for trial in left if trial.accuracy[-1] >= 0]
+        if not succeeded:
+            raise RunError("the training of every trial failed; a sweep with smaller learning rates may help")
+        left = sorted(succeeded, key=lambda trial: -trial.accuracy[-1])[: max(1, len(left) // arguments.eta)]
+    print(f"best: trial {left[0].number}, validation accuracy {left[0].accuracy[-1]:.4f}: {left[0].flags}")
 
 
 def train_trial(
@@ -78,67 +80,66 @@ def train_trial(
 ) -> float:
     """Train one trial for a share of its epochs, unless that is done; returns its validation accuracy."""
     run = arguments.out / f"trial{trial.number:02}-round{number + 1}"
-    settings = [text for name, value in trial.settings.items() for text in (f"--{name}", repr(value))]
-    flags = ["--recipe", str(recipe), "--tracker", "none", *extra, *settings]
+    flags = ["--recipe", str(recipe), "--tracker", "none", *extra, *trial.flags.split()]
     flags += ["--name", run.name, "--runs-dir", str(run.parent)]
     flags += shortened(parse_config(flags), share, arguments.subset)
-    if not is_finished(run, parse_config(flags)) and (code := train(flags, arguments.processes)):
-        if code != 1 or not (run / "config.yaml").exists():  # stopped, or refused
-            raise SystemExit(code)
+    config = parse_config(flags)
+    if config.split not in HELD_OUT:
+        raise InputError(f"--split {config.split}: a search needs validation images")
+    if not is_finished(run, config) and train(flags, arguments.processes):
         return -1.0
-    return float(json.loads((run / "summary.json").read_text())["val_accuracy"])
+    return float(json.loads((run / "summary.json").read_text(encoding="utf-8"))["val_accuracy"])
 
 
 def read_sweep(path: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """The recipe that a sweep's command names, and its parameters."""
+    """The recipe that a sweep's command names, and its parameters.
+
+    Raises:
+        InputError: what is missing or cannot be drawn from.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        command, space = content["command"], content["parameters"]
-        return Path(command[command.index("--recipe") + 1]), dict(space)
+        command, space = content["command"], dict(content["parameters"])
+        recipe = Path(command[command.index("--recipe") + 1])
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror}; expected a sweep's file such as recipes/sweep.yaml"
         ) from error
-    except (
-        yaml.YAMLError,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-    ) as error:
+    except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: expected a sweep with parameters, and a command with --recipe, as in recipes/sweep.yaml"
         ) from error
+    draw(space, seed=0, number=0)
+    return recipe, space
 
 
 def draw(space: dict[str, dict[str, Any]], seed: int, number: int) -> dict[str, Any]:
     """One trial's settings: a function of seed and number.
 
     Raises:
-        InputError: a distribution of W&B's that is not known here.
+        InputError: a distribution of W&B's that is not known here, or limits that are none.
     """
-    import numpy as np
-
     random = np.random.default_rng([seed, number])
-    settings: dict[str, Any] = {}
-    for name, about in space.items():
-        kind = about.get("distribution", "uniform")
-        if "value" in about:
-            settings[name] = about["value"]
-        elif "values" in about:
-            settings[name] = about["values"][int(random.integers(len(about["values"])))]
-        elif kind == "uniform" and {"min", "max"} <= about.keys():
-            settings[name] = float(random.uniform(about["min"], about["max"]))
-        elif kind == "log_uniform_values" and {"min", "max"} <= about.keys():
-            settings[name] = math.exp(random.uniform(math.log(about["min"]), math.log(about["max"])))
-        else:
-            raise InputError(
-                f"parameter {name} of the sweep: expected value, values, or min and max with distribution uniform "
-                "or log_uniform_values"
-            )
-    return settings
+    return {name: _draw_one(name, about, random) for name, about in space.items()}
+
+
+def _draw_one(name: str, about: Any, random: np.random.Generator) -> Any:
+    about = about if isinstance(about, dict) else {}
+    kind = about.get("distribution", "uniform")
+    if "value" in about:
+        return about["value"]
+    if about.get("values"):
+        return about["values"][int(random.integers(len(about["values"])))]
+    low, high = about.get("min"), about.get("max")
+    if isinstance(low, (int, float)) and isinstance(high, (int, float)) and low < high:
+        if kind == "uniform":
+            return float(random.uniform(low, high))
+        if kind == "log_uniform_values" and low > 0:
+            return math.exp(random.uniform(math.log(low), math.log(high)))
+    raise InputError(
+        f"parameter {name} of the sweep: expected value, values, or min below max with distribution uniform or "
+        "log_uniform_values (there min above 0)"
+    )
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class Tracking:
         self.name = folder.name
         self.say = say
         if config.tracker != "none":
-            self._guard(lambda: self._start(config, folder))
+            self.guard(lambda: self._start(config, folder))
 
     def log(self, row: dict[str, Any], measured: dict[str, float] | None = None) -> None:
         """Add a row to metrics.jsonl, and its numbers to the tracker under the names of docs/tracking.md.
@@ -99,7 +99,7 @@ class Tracking:
         """
         self.file.append(row)
         if self.tracker is not None:
-            self._guard(lambda: self._log(tracked_names(row) | (measured or {}), row))
+            self.guard(lambda: self._log(tracked_names(row) | (measured or {}), row))
 
     def _log(self, values: dict[str, float], row: dict[str, Any]) -> None:
         if self.tracker.name == "wandb":  # refuses steps below its last one, as a resumed run has them
@@ -116,7 +116,7 @@ class Tracking:
                 warnings.catch_warnings()
             ):  # TensorBoard's writer traces the network, which torch would have no more
                 warnings.simplefilter("ignore", FutureWarning)
-                self._guard(lambda: self.tracker.tracker.add_graph(copy, images))
+                self.guard(lambda: self.tracker.tracker.add_graph(copy, images))
 
     def log_best(
         self, pictures: Sequence[Path], per_class: Sequence[dict[str, Any]], files: Sequence[Path]
@@ -126,7 +126,7 @@ class Tracking:
         files: go into W&B's artifact; TensorBoard has no place for them.
         """
         if self.tracker is not None:
-            self._guard(lambda: self._log_best(pictures, per_class, files))
+            self.guard(lambda: self._log_best(pictures, per_class, files))
 
     def _log_best(
         self, pictures: Sequence[Path], per_class: Sequence[dict[str, Any]], files: Sequence[Path]
@@ -150,7 +150,7 @@ class Tracking:
         """End the tracker's run. at_once: the run was asked to stop, and has seconds left."""
         if self.tracker is not None:
             tracker = self.tracker
-            ending = Thread(target=self._guard, args=(lambda: tracker.finish(),), daemon=True)
+            ending = Thread(target=self.guard, args=(lambda: tracker.finish(),), daemon=True)
             ending.start()
             ending.join(4 if at_once else None)  # what W&B has not uploaded by then stays in its folder
             self.tracker = None
@@ -191,7 +191,8 @@ class Tracking:
             "settings": wandb.Settings(silent=True, console="off", init_timeout=15, finish_timeout=60),
         }
 
-    def _guard(self, action: Callable[[], object]) -> None:
+    def guard(self, action: Callable[[], object]) -> None:
+        """Do what the tracker asks for; where that fails, a warning says so and the tracker is done without."""
         try:
             action()
         except Exception as error:  # noqa: BLE001 - whatever a tracker raises, training goes on
