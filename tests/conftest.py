@@ -1,5 +1,6 @@
 """What several test files share: a tiny run, and the scripts as a user starts them."""
 
+import importlib
 import os
 import signal
 import socket
@@ -122,6 +123,26 @@ def process_as_it_was() -> Iterator[None]:
     os.environ.update(environment)
     for number, handler in signals.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def call_script(
+    process_as_it_was: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """`run_script` in this process: without the seconds that imports take."""
+
+    def call(script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
+        monkeypatch.chdir(ROOT)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        code: object = 0
+        try:
+            importlib.import_module(script.removesuffix(".py")).main()
+        except SystemExit as ended:
+            code = ended.code
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(sys.argv, int(str(code or 0)), out, err)
+
+    return call
 
 
 def forget_accelerate() -> None:

@@ -48,7 +48,7 @@ def done(cifar10, weights, tmp_path_factory):
     """exp1 and exp9, one epoch each, as a user would run them."""
     folder = tmp_path_factory.mktemp("reproduced")
     where = ["--data-dir", cifar10, "--out", folder / "out", "--weights", weights]
-    flags = ["cifar10-study", "--only", "exp1,exp9", "--epochs-scale", "0.01", *where, *EXTRA]
+    flags = ["cifar10-study", "--only", "exp1,exp9", "--epochs-scale", "0.01", "--processes", 2, *where, *EXTRA]
     flags += ["--cache-dir", folder / "cache"]
     ended = subprocess.run(command("reproduce.py", *flags), cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
