@@ -1,6 +1,5 @@
 """What several test files share: a tiny run, and the scripts as a user starts them."""
 
-import importlib
 import os
 import signal
 import socket
@@ -126,23 +125,8 @@ def process_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture
-def call_script(
-    process_as_it_was: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """`run_script` in this process: without the seconds that imports take."""
-
-    def call(script: str, *arguments: object) -> "subprocess.CompletedProcess[str]":
-        monkeypatch.chdir(ROOT)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-        code: object = 0
-        try:
-            importlib.import_module(script.removesuffix(".py")).main()
-        except SystemExit as ended:
-            code = ended.code
-        out, err = capsys.readouterr()
-        return subprocess.CompletedProcess(sys.argv, int(str(code or 0)), out, err)
-
-    return call
+def call_script() -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    return run_script
 
 
 def forget_accelerate() -> None:
