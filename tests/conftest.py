@@ -124,11 +124,6 @@ def process_as_it_was() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.fixture
-def call_script() -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    return run_script
-
-
 def forget_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()

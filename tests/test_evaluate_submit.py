@@ -33,34 +33,34 @@ def test_evaluation_of_the_test_set(run, images):
     assert (run / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_validation_split_is_the_one_of_training(call_script, run, tiny_run):
-    assert call_script("evaluate.py", run, "--split", "val").returncode == 0
+def test_validation_split_is_the_one_of_training(run, tiny_run):
+    assert run_script("evaluate.py", run, "--split", "val").returncode == 0
     report = json.loads((run / "evaluation.json").read_text())
     assert report["accuracy"] == json.loads((tiny_run / "summary.json").read_text())["val_accuracy"]
 
 
-def test_validation_images_of_other_data_are_refused(call_script, run, images, tmp_path):
+def test_validation_images_of_other_data_are_refused(run, images, tmp_path):
     """The split of other images could put images that were trained on into validation."""
     shutil.copytree(images, tmp_path / "more")
     table = (tmp_path / "more" / "trainLabels.csv").read_text()
     shutil.copy(images / "train" / "1.png", tmp_path / "more" / "train" / "161.png")
     (tmp_path / "more" / "trainLabels.csv").write_text(table + f"161,{table.splitlines()[1].split(',')[1]}\n")
-    done = call_script("evaluate.py", run, "--split", "val", "--data-dir", tmp_path / "more")
+    done = run_script("evaluate.py", run, "--split", "val", "--data-dir", tmp_path / "more")
     assert done.returncode == 2
     assert "--split val" in done.stderr
 
 
-def test_flip_averages_an_image_and_its_mirror_image(call_script, run):
-    assert call_script("evaluate.py", run).returncode == 0
+def test_flip_averages_an_image_and_its_mirror_image(run):
+    assert run_script("evaluate.py", run).returncode == 0
     plain = json.loads((run / "evaluation.json").read_text())
-    assert call_script("evaluate.py", run / "best.safetensors", "--tta", "flip").returncode == 0
+    assert run_script("evaluate.py", run / "best.safetensors", "--tta", "flip").returncode == 0
     flipped = json.loads((run / "evaluation.json").read_text())
     assert flipped["tta"] == "flip"
     assert flipped["loss"] != plain["loss"]
 
 
-def test_a_submission_scores_what_evaluation_found(call_script, run, images):
-    assert call_script("evaluate.py", run).returncode == 0
+def test_a_submission_scores_what_evaluation_found(run, images):
+    assert run_script("evaluate.py", run).returncode == 0
     out = run / "new" / "submission.csv"
     done = run_script("submit.py", run, "--images", images / "test", "--out", out)
     assert done.returncode == 0, done.stderr
@@ -72,29 +72,29 @@ def test_a_submission_scores_what_evaluation_found(call_script, run, images):
     assert set(table["label"]) <= set(load_weights(run / "best.safetensors")[1]["classes"])
 
 
-def test_a_submission_that_does_not_match_the_sample_is_refused(call_script, run, images, tmp_path):
+def test_a_submission_that_does_not_match_the_sample_is_refused(run, images, tmp_path):
     folder = tmp_path / "kaggle"
     shutil.copytree(images / "test", folder / "test")
     shutil.copy(images / "sampleSubmission.csv", folder)
     (folder / "test" / "7.png").unlink()
-    done = call_script("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
+    done = run_script("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
     assert done.returncode == 2
     assert "no image for id 7" in done.stderr
     shutil.copy(images / "test" / "7.png", folder / "test")
     shutil.copy(images / "test" / "7.png", folder / "test" / "99.png")
-    done = call_script("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
+    done = run_script("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
     assert done.returncode == 2
     assert "image 99" in done.stderr
     assert not (run / "s.csv").exists()
 
 
-def test_a_bad_image_leaves_no_submission(call_script, run, tmp_path):
+def test_a_bad_image_leaves_no_submission(run, tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     Image.new("RGB", (32, 32)).save(folder / "1.png")
     Image.new("RGB", (31, 32)).save(folder / "2.png")
     (run / "s.csv").write_text("former")
-    done = call_script("submit.py", run, "--images", folder, "--out", run / "s.csv")
+    done = run_script("submit.py", run, "--images", folder, "--out", run / "s.csv")
     assert done.returncode == 2
     assert "2.png: 31x32" in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -111,8 +111,8 @@ def test_a_bad_image_leaves_no_submission(call_script, run, tmp_path):
         (["submit.py", "runs/absent"], "--images"),
     ],
 )
-def test_mistakes_are_one_line_with_exit_code_2(call_script, arguments, named):
-    done = call_script(*arguments)
+def test_mistakes_are_one_line_with_exit_code_2(arguments, named):
+    done = run_script(*arguments)
     assert done.returncode == 2
     assert named in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -40,10 +40,10 @@ def test_multistep_milestones_do_not_come_early_with_processes(train_tiny):
     assert [found[step] for step in (1, 11, 12, 22)] == pytest.approx([0.02, 0.02, 0.002, 0.002])
 
 
-def test_evaluation_counts_each_image_once_on_any_number_of_processes(call_script, pair, three):
+def test_evaluation_counts_each_image_once_on_any_number_of_processes(pair, three):
     """20 validation images do not divide by 3: what training reported is what one process finds."""
     for run in (pair, three):
-        done = call_script("evaluate.py", run, "--split", "val")
+        done = run_script("evaluate.py", run, "--split", "val")
         assert done.returncode == 0, done.stderr
         alone, trained = json.loads((run / "evaluation.json").read_text()), summary(run)
         assert alone["accuracy"] == trained["val_accuracy"]

@@ -167,18 +167,18 @@ def plain_sha256(train_tiny):
     ],
     ids=lambda flags: " ".join(flags[:4]),
 )
-def test_options_train_and_change_the_result(call_script, images, plain_sha256, tmp_path, flags):
+def test_options_train_and_change_the_result(images, plain_sha256, tmp_path, flags):
     where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
-    done = call_script("train.py", *TINY, *where, *flags, "--epochs", 1)
+    done = run_script("train.py", *TINY, *where, *flags, "--epochs", 1)
     assert done.returncode == 0, done.stderr
     assert summary(tmp_path / "run")["steps"] == 11
     assert summary(tmp_path / "run")["weights_sha256"] != plain_sha256
 
 
-def test_fp16_on_a_cpu_is_refused(call_script, images, tmp_path):
+def test_fp16_on_a_cpu_is_refused(images, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine trains in fp16")
-    done = call_script("train.py", *TINY, "--data-dir", images, "--runs-dir", tmp_path, "--precision", "fp16")
+    done = run_script("train.py", *TINY, "--data-dir", images, "--runs-dir", tmp_path, "--precision", "fp16")
     assert done.returncode == 2
     assert "--precision fp16" in done.stderr
     assert not list(tmp_path.iterdir())
