@@ -24,8 +24,13 @@ def evaluate(arguments: argparse.Namespace) -> None:
     # Imported here: torch takes seconds, and --help or a mistaken flag should not wait for it.
     from training.evaluation import evaluate_run
 
-    report = evaluate_run(arguments.run, arguments.split, arguments.data_dir, flip=arguments.tta == "flip")
-    print_table(arguments.run, report)
+    evaluate_run(
+        arguments.run,
+        arguments.split,
+        arguments.data_dir,
+        flip=arguments.tta == "flip",
+        show=lambda report: print_table(arguments.run, report),
+    )
 
 
 def print_table(run: Path, report: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ from data.prepared import Prepared, prepare
 from data.sources import find_source
 from tests.conftest import TINY, run_script
 from tests.images import pixel_source, prepared_pixels, write_kaggle
-from training import checkpoint, engine, figures
+from training import checkpoint, engine, figures, pictures
 from training.checkpoint import load_newest_checkpoint, load_weights, save_checkpoint, save_weights
 from training.cli import one_line_errors
 from training.config import Config, parse_config
@@ -357,8 +357,12 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks and figures of a page or two."""
     monkeypatch.setattr(engine, "build_model", tiny_network)
     monkeypatch.setattr(checkpoint, "build_model", tiny_network)
-    for name in ("draw_curves", "draw_confusion"):
-        monkeypatch.setattr(figures, name, lambda *arguments: write_atomically(arguments[-1], PNG))
+    monkeypatch.setattr(figures, "draw_curves", lambda rows, title, held_out, path: write_atomically(path, PNG))
+    monkeypatch.setattr(
+        figures, "draw_confusion", lambda confusion, classes, title, path, groups: write_atomically(path, PNG)
+    )
+    for name in ("draw_predictions", "draw_mistakes"):
+        monkeypatch.setattr(pictures, name, lambda *arguments: write_atomically(arguments[-1], PNG))
 
 
 def call(main: Callable[[], None], *arguments: object) -> object:
@@ -478,16 +482,16 @@ def test_no_room_for_what_evaluation_writes(
 ) -> None:
     disk = make_disk(1 << 20)
     run = trained(disk.folder / "run")
-    files = {"best.safetensors"}
-    for pages, name in ((0, "confusion.png"), (2, "confusion.png"), (3, "evaluation.json")):
+    drawn = ("confusion.png", "predictions.png", "mistakes.png")  # each of three pages
+    for pages, name in ((0, drawn[0]), (2, drawn[0]), (3, drawn[1]), (6, drawn[2]), (9, "evaluation.json")):
         disk.fill(leaving=pages * PAGE)
         assert call(evaluate.main, run) == 1
         said, told = capfd.readouterr()
         assert told == f"error: {run}/{name}: No space left on device\n"
         assert "8 images" in said  # the table was printed before
-        files |= {"confusion.png"} if name == "evaluation.json" else set()
-        assert contents(run).keys() == files
-        (run / "confusion.png").unlink(missing_ok=True)
+        assert contents(run).keys() == {"best.safetensors", *drawn[: pages // 3]}
+        for picture in drawn:
+            (run / picture).unlink(missing_ok=True)
     disk.free()
     assert call(evaluate.main, run) == 0
     before = contents(run)

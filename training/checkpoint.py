@@ -62,9 +62,9 @@ def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
                     print(f"warning: {newer} is damaged, removed; going on from {path.name}", file=sys.stderr)
                     newer.unlink()
                 return state
-        except (OSError, RuntimeError, pickle.UnpicklingError):
-            pass
-        damaged.append(path)
+            damaged.append(path)
+        except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # of the disk or the memory, perhaps
+            print(f"warning: {path} cannot be read ({type(error).__name__}); passed over", file=sys.stderr)
     if found:
         raise InputError(f"{folder}: no checkpoint is whole; remove the run's folder to start it again")
     return None

@@ -1,5 +1,6 @@
 """Trained weights on the images of one split: metrics, predictions, and the files that show them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,13 @@ def draw_evaluation(evaluation: Evaluation, prepared: Prepared, title: str, fold
     return paths
 
 
-def evaluate_run(run: Path, split: str, data_dir: Path | None, flip: bool) -> dict[str, Any]:
+def evaluate_run(
+    run: Path,
+    split: str,
+    data_dir: Path | None,
+    flip: bool,
+    show: Callable[[dict[str, Any]], object] = lambda report: None,
+) -> dict[str, Any]:
     """Evaluate a run's weights; writes evaluation.json and the pictures beside them, and returns the report.
 
     Args:
@@ -114,6 +121,7 @@ def evaluate_run(run: Path, split: str, data_dir: Path | None, flip: bool) -> di
         split: "test" or "val".
         data_dir: folder of the images; None: where the run found them.
         flip: average over mirror images.
+        show: is given the report before anything is written: a full disk does not take it away.
 
     Raises:
         InputError: no whole weights, or images that do not go with them.
@@ -136,6 +144,7 @@ def evaluate_run(run: Path, split: str, data_dir: Path | None, flip: bool) -> di
         "weights_sha256": about["weights_sha256"],
         **evaluation.report,
     }
+    show(report)
     title = f"{weights.resolve().parent.name}: {split}, accuracy {100 * report['accuracy']:.2f} %"
     draw_evaluation(evaluation, prepared, title, weights.parent)
     write_json(weights.with_name("evaluation.json"), report)
