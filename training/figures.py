@@ -78,7 +78,8 @@ def draw_comparison(curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]], ti
             (line,) = axes.plot(epochs, table.mean(0), label=label, marker=marker, markersize=3)
             if len(runs) > 1:
                 axes.fill_between(epochs, table.min(0), table.max(0), color=line.get_color(), alpha=0.15)
-        axes.set(title=f"validation {quantity}", yscale="log" if quantity == "loss" else "linear")  # it may begin huge
+        axes.set(title=f"validation {quantity}")
+    panels[1].set(yscale="log")  # a loss may begin in the thousands
     panels[0].legend(fontsize=8)
     figure.suptitle(title)
     save(figure, path)
