@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from data.errors import InputError
 from training.cli import OneLineParser, one_line_errors
-from training.config import HELD_OUT, Config, parse_config
-from training.jobs import ROOT, add_flags, check_flags, is_finished, shortened, split_arguments, train
+from training.config import Config, parse_config
+from training.jobs import ROOT, add_flags, check_flags, complete, is_finished, split_arguments, train
 from training.studies import STUDIES, Experiment, Study
 
 if TYPE_CHECKING:
@@ -123,10 +123,7 @@ def repeat(
         run = out / study_name / (f"{name}-seed{seed}" + ("-scaled" if scale_in_words(arguments) else ""))
         flags = [*given, "--name", run.name, "--runs-dir", str(run.parent), "--seed", str(seed)]
         flags += ["--data-dir", str(folder)]
-        flags += shortened(parse_config(flags), arguments.epochs_scale, arguments.subset)
-        config = parse_config(flags)
-        if config.split not in HELD_OUT:
-            raise InputError(f"--split {config.split} after --: a study's run needs validation images")
+        flags, config = complete(flags, arguments.epochs_scale, arguments.subset)
         if may_train and not is_finished(run, config, {"weights"}):
             if config.weights:
                 weights = imagenet_weights(arguments.weights or Path(config.weights))

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data.errors import InputError
-from training.config import Config, flag, parse_config
+from training.config import HELD_OUT, Config, flag, parse_config
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -71,6 +71,21 @@ def shortened(config: Config, epochs_scale: float, subset: float) -> list[str]:
     decay = config.decay / (share * subset)  # per step
     flags = ["--epochs", epochs, "--milestones", json.dumps(milestones), "--warmup", config.warmup * share]
     return [str(part) for part in (*flags, "--decay", decay, "--subset", subset)]
+
+
+def complete(flags: Sequence[str], epochs_scale: float, subset: float) -> tuple[list[str], Config]:
+    """The flags of a run with those that shorten it, and the config that they give.
+
+    Raises:
+        InputError: the run would have no validation images to be compared by.
+    """
+    whole = [*flags, *shortened(parse_config(list(flags)), epochs_scale, subset)]
+    config = parse_config(whole)
+    if config.split not in HELD_OUT:
+        raise InputError(
+            f"--split {config.split}: runs are compared by validation images; use {HELD_OUT[0]} or {HELD_OUT[1]}"
+        )
+    return whole, config
 
 
 def is_finished(run: Path, wanted: Config, whatever: Collection[str] = ()) -> bool:

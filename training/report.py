@@ -97,17 +97,17 @@ def study_report(study: Study, outcomes: Sequence[Outcome], scaled: str, picture
         + (f" All runs are {scaled}." if scaled else ""),
         list(study.notes),
     ]
+    what = {experiment.name: f"{experiment.name}: {experiment.what}" for experiment in study.experiments}
     finished = {outcome.experiment.name: outcome.results for outcome in outcomes if outcome.results}
     for comparison in study.comparisons:
         curves = {
-            f"{name}: {outcome.experiment.what}": [result.epochs for result in outcome.results]
+            what[name]: [result.epochs for result in finished[name]]
             for name in comparison.experiments
-            for outcome in outcomes
-            if outcome.experiment.name == name and outcome.results
+            if name in finished
         }
         if len(curves) > 1:
+            path = pictures / f"{study.title}-{comparison.title}.png".lower().replace(" ", "-")
             title = f"{study.title}: {comparison.title}{label}"
-            path = pictures / (title.split(" (")[0].lower().replace(": ", "-").replace(" ", "-") + ".png")
             draw_comparison(curves, title, path)
             blocks.append(Picture(path, title))
     findings = [[finding.text, *verdict(finding.pairs, finding.quantity, finished)] for finding in study.findings]

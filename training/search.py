@@ -18,8 +18,7 @@ import yaml
 from data.errors import InputError
 from data.files import write_json
 from training.cli import OneLineParser, RunError, one_line_errors
-from training.config import HELD_OUT, parse_config
-from training.jobs import add_flags, check_flags, is_finished, shortened, split_arguments, train
+from training.jobs import add_flags, check_flags, complete, is_finished, split_arguments, train
 
 
 @dataclass
@@ -82,10 +81,7 @@ def train_trial(
     run = arguments.out / f"trial{trial.number:02}-round{number + 1}"
     flags = ["--recipe", str(recipe), "--tracker", "none", *extra, *trial.flags.split()]
     flags += ["--name", run.name, "--runs-dir", str(run.parent)]
-    flags += shortened(parse_config(flags), share, arguments.subset)
-    config = parse_config(flags)
-    if config.split not in HELD_OUT:
-        raise InputError(f"--split {config.split}: a search needs validation images")
+    flags, config = complete(flags, share, arguments.subset)
     if not is_finished(run, config) and train(flags, arguments.processes):
         return -1.0
     return float(json.loads((run / "summary.json").read_text(encoding="utf-8"))["val_accuracy"])

@@ -110,27 +110,23 @@ class Tracking:
     def log_graph(self, network: nn.Module) -> None:
         """The network's graph, for TensorBoard; W&B has no such thing."""
         if self.tracker is not None and self.tracker.name == "tensorboard":
-            copy = deepcopy(network).cpu().eval()
-            images = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
-            with (
-                warnings.catch_warnings()
-            ):  # TensorBoard's writer traces the network, which torch would have no more
-                warnings.simplefilter("ignore", FutureWarning)
-                self.guard(lambda: self.tracker.tracker.add_graph(copy, images))
+            self.guard(lambda: self._log_graph(deepcopy(network).cpu().eval()))
+
+    def _log_graph(self, network: nn.Module) -> None:
+        with warnings.catch_warnings():
+            # TensorBoard's writer traces the network, which torch advises against
+            warnings.simplefilter("ignore", FutureWarning)
+            self.tracker.tracker.add_graph(network, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
 
     def log_best(
         self, pictures: Sequence[Path], per_class: Sequence[dict[str, Any]], files: Sequence[Path]
     ) -> None:
         """What the best weights come to: pictures, a table of the classes, and the weights with the run's config.
 
+        To be called under `guard`, where there is a tracker.
+
         files: go into W&B's artifact; TensorBoard has no place for them.
         """
-        if self.tracker is not None:
-            self.guard(lambda: self._log_best(pictures, per_class, files))
-
-    def _log_best(
-        self, pictures: Sequence[Path], per_class: Sequence[dict[str, Any]], files: Sequence[Path]
-    ) -> None:
         images = {f"pictures/{path.stem}": np.asarray(Image.open(path).convert("RGB")) for path in pictures}
         if self.tracker.name != "wandb":
             stacked = {name: pixels[None] for name, pixels in images.items()}
