@@ -3,6 +3,7 @@
 import ctypes
 import os
 import sys
+from pathlib import Path
 
 
 def signal_at_parents_death(number: int) -> None:
@@ -17,3 +18,13 @@ def die_with_parent(parent: int, number: int) -> None:
     signal_at_parents_death(number)
     if sys.platform == "linux" and os.getppid() != parent:
         os._exit(1)
+
+
+def is_orphan() -> bool:
+    """Whether the parent has died before the signal was asked for: init has inherited this process.
+
+    In a container the parent itself may be process 1; then process 1 is Python, as launchers are.
+    """
+    if sys.platform != "linux" or os.getppid() != 1:
+        return False
+    return b"python" not in Path("/proc/1/cmdline").read_bytes().split(b"\0")[0]

@@ -2,7 +2,8 @@
 
     accelerate launch ... tests/ranks_job.py FOLDER IMAGES CASES
 
-FOLDER/digests.json has the digests of the training stream; FOLDER/<run>/ are runs of train.py's own `train`.
+FOLDER/digests.json has the digests of the training stream; FOLDER/<run>/ are runs of train.py's own `train`;
+FOLDER/<run>/stops.json has the steps and epochs that were done where a run was stopped.
 CASES: which of the runs that are stopped and resumed.
 """
 
@@ -19,6 +20,8 @@ from accelerate.state import AcceleratorState
 
 from data.stream import epoch_digest
 from train import train
+from training import engine
+from training.checkpoint import load_newest_checkpoint
 from training.config import Config
 from training.engine import Trainer, make_stream, open_data
 from training.hardware import make_accelerator
@@ -30,7 +33,8 @@ RESUMED = {
 }
 """Names and settings of the runs that are stopped and resumed."""
 
-STOPS = (2, 5, 8)  # of 10 steps in 2 epochs: in mid-epoch, at its end, before the validation, in mid-epoch again
+SIGNALS = (2, 5, 8) if os.environ.get("WORLD_SIZE", "1") == "1" else (2, 4, 10)
+"""Steps, of 10 in 2 epochs, after which SIGTERM comes. Several processes act on it one step or batch later."""
 
 
 def base_config(folder: Path, images: Path) -> Config:
@@ -69,30 +73,35 @@ def stopped_and_resumed(config: Config, name: str) -> None:
     """One run without interruption; and the same, in which the last process gets SIGTERM after some steps."""
     config = replace(config, batch_size=24, **RESUMED[name])
     run(replace(config, name=f"{name}-whole"))
+    config = replace(config, name=f"{name}-resumed")
     train_step = Trainer.train_step
-    stops = list(STOPS)
+    signals, stops = list(SIGNALS), []
 
     def signalled_after_some_steps(trainer: Trainer, batches: list) -> None:
         train_step(trainer, batches)
-        if stops and trainer.progress.step == stops[0]:
-            del stops[0]
+        if signals and trainer.progress.step == signals[0]:
+            del signals[0]
             if trainer.accelerator.is_last_process:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     Trainer.train_step = signalled_after_some_steps
     while True:
         try:
-            run(replace(config, name=f"{name}-resumed"))
+            run(config)
             break
         except SystemExit as ended:
             if ended.code != 143:
                 raise
+            progress = load_newest_checkpoint(config.run_folder / "checkpoints")["progress"]
+            stops.append([progress["step"], progress["epoch"]])
     Trainer.train_step = train_step
-    assert not stops
+    if int(os.environ.get("RANK", "0")) == 0:
+        (config.run_folder / "stops.json").write_text(json.dumps(stops))
 
 
 def main(folder: Path, images: Path, cases: list[str]) -> None:
     Accelerator.end_training = lambda self: None  # the process group is needed for the next run
+    engine.EVALUATION_BATCH = 3  # several batches of the 20 validation images, for every process
     config = base_config(folder, images)
     digests = stream_digests(config)
     if int(os.environ.get("WORLD_SIZE", "1")) != 3:  # 80 images do not divide by 3

@@ -140,3 +140,24 @@ def test_a_signal_and_the_launchers_death_by_it_are_one_signal():
     job = [sys.executable, "-c", TOGETHER]
     done = subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, f"{signal.SIGTERM:d}\n"), done.stderr
+
+
+LATE = """
+import os, sys
+while os.getppid() == int(sys.argv[1]):
+    pass
+from training.stopping import StopRequest
+try:
+    StopRequest()
+except SystemExit as ended:
+    print(ended.code)
+"""
+SHORT_LIVED = "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1], str(os.getpid())])"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's death")
+def test_a_process_whose_launcher_has_died_before_it_could_ask_to_be_told_ends(tmp_path):
+    environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "no"}
+    job = [sys.executable, "-c", SHORT_LIVED, LATE]
+    done = subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.stdout == "143\n", done.stderr  # the pipe is open until the orphan has ended

@@ -10,7 +10,7 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any
 
-from data.parent import signal_at_parents_death
+from data.parent import is_orphan, signal_at_parents_death
 
 
 class Stopped(Exception):
@@ -39,6 +39,8 @@ class StopRequest:
         self._since = 0.0
         if _launched():  # `accelerate launch` dies of a SIGTERM and leaves its process running
             signal_at_parents_death(getattr(signal, "SIGUSR2", 0))
+            if is_orphan():  # it died before: nobody would end this process, which would wait for the others
+                raise SystemExit(128 + signal.SIGTERM)
         if os.environ.get("WORLD_SIZE", "1") == "1":
             self._take_signals()
         else:

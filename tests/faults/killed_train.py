@@ -2,18 +2,20 @@
 
 KILL in the environment is "<moment> <count> <scope>": at the count-th time that the process of the scope comes
 to the moment, it kills itself (scope "first" or "last": the process of that rank) or the whole job, its launcher
-too (scope "all").
+and all other processes that have its JOB in their environment (scope "all").
 """
 
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import data.ffcv_loader
 import data.prepared
 import train
+from tests.jobs import kill_job
 from training.engine import Trainer
 from training.inference import Predictor
 
@@ -31,7 +33,7 @@ def reach(moment: str) -> None:
     if left == 0:
         print("killed", moment, file=sys.stderr, flush=True)
         if SCOPE == "all":
-            os.killpg(0, signal.SIGKILL)
+            kill_job(os.environ["JOB"])
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -55,10 +57,22 @@ def write_in_two(path: Path, content: bytes | memoryview) -> int:
     return write_bytes(path, content)
 
 
+decode_stream = data.prepared.decode_stream
+
+
+def decode_in_small_chunks(paths: Sequence[Path], size: int) -> Iterator[Any]:
+    """So that there are some, and processes that decode them."""
+    for chunk in decode_stream(paths, 40):
+        reach("decode")
+        yield chunk
+
+
 def main() -> None:
     Trainer.train_step = announced("step", Trainer.train_step)
     Predictor.logits = announced("validation", Predictor.logits)
     data.prepared.sha256_of = announced("cache", data.prepared.sha256_of)
+    data.prepared.decode_stream = decode_in_small_chunks
+    data.ffcv_loader._Writer.finalize = announced("beton", data.ffcv_loader._Writer.finalize)
     Path.write_bytes = write_in_two
     train.main()
 
