@@ -29,12 +29,13 @@ def main() -> None:
 
 def train(config: Config, stop_request: StopRequest) -> None:
     # Imported here: torch takes seconds, and --help or a mistaken flag should not wait for it.
-    from training.engine import Trainer, initial_model, open_data, out_of_memory_told
+    from training.engine import Trainer, initial_model, open_data
     from training.hardware import make_accelerator
+    from training.memory import out_of_memory_told, training_advice
     from training.peers import lost_peers_told
     from training.recorder import NullRecorder, Recorder
 
-    with one_line_errors(quiet_ranks=True), lost_peers_told(), out_of_memory_told(config):
+    with one_line_errors(quiet_ranks=True), lost_peers_told(), out_of_memory_told(training_advice(config)):
         accelerator = make_accelerator(config)
         prepared, loader, note = open_data(config, accelerator)
         if note:
@@ -45,7 +46,7 @@ def train(config: Config, stop_request: StopRequest) -> None:
     try:
         with one_line_errors(quiet_ranks=True), lost_peers_told():
             trainer.restore(recorder.open)
-        with one_line_errors(), lost_peers_told(), out_of_memory_told(config):
+        with one_line_errors(), lost_peers_told(), out_of_memory_told(training_advice(config)):
             recorder.begin(trainer)
             run_epochs(trainer, recorder, stop_request)
     finally:

@@ -241,7 +241,7 @@ def out_of_memory(here: Path, patch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nGPU 0 has 1 GiB free.")
 
-    patch.setattr(torch.nn.functional, "cross_entropy", fail)
+    patch.setattr(torch.nn.BatchNorm2d, "forward", fail)
 
 
 # The table --------------------------------------------------------------------------------------------------
@@ -263,6 +263,7 @@ WEIGHTS = "train.py --weights {here}/other.pth"
 RESUME = "train.py --name tiny --data-dir {shapes}"
 EVALUATE = "evaluate.py {here}/runs/tiny"
 SUBMIT = "submit.py {here}/runs/tiny --images {here}/test --out {here}/out.csv"
+IN_EVALUATION = "device is out of memory in evaluation, 500 images at a time: free what other programs hold, or"
 CSV = r"trainLabels\.csv"
 TYPE = "Expected a .*; see train.py --help"
 
@@ -429,8 +430,12 @@ FLAGS = [
     bad("processes: batch not divisible", processes(5), TRAIN, "-size 12 does not divide by 5 .*a multiple of 5"),
     bad("processes: more than images", processes(3, kaggle(["cat", "dog"] * 2)), "train.py --batch-size 6",
         "--batch-size 6 is more than the 2 training images"),
-    bad("device: out of memory", out_of_memory, TRAIN, "--batch-size 12.*(--batch-size 6|--accumulation 2)",
+    bad("device: out of memory", out_of_memory, TRAIN,
+        "device is out of memory in training .*--batch-size 12: try --batch-size 6, or .*: --accumulation 2$",
         leaves=r"runs|runs/bad|runs/bad/(config\.yaml|config\.yaml\.sha256|metrics\.jsonl)"),
+    bad("device: out of memory in evaluate.py", out_of_memory, EVALUATE, IN_EVALUATION),
+    bad("device: out of memory in submit.py", both(images_for_submission("1.png"), out_of_memory), SUBMIT,
+        IN_EVALUATION),
     bad("split: no test images", nothing, "train.py --split test", "--split test: .*no labelled test.*; use"),
 ]
 
@@ -449,11 +454,16 @@ RECIPES = [
     bad("recipe: not text", recipe(b"\xff\xfe\0\1"), RECIPE, r"mine\.yaml: .*utf-8.*; see train.py --help"),
     bad("recipe: a Python object", recipe("lr: !!python/object/apply:os.abort []\n"), RECIPE,
         r"mine\.yaml: .*tag"),
-    bad("recipe: negative", recipe("epochs: -3\n"), RECIPE, "--epochs -3: expected at least 1"),
-    bad("recipe: zero", recipe("lr: 0.0\n"), RECIPE, "--lr 0.0: expected a number above 0"),
-    bad("recipe: NaN", recipe("lr: .nan\n"), RECIPE, "--lr nan: expected a finite number"),
+    bad("recipe: negative", recipe("epochs: -3\n"), RECIPE, r"mine\.yaml: --epochs -3: expected at least 1"),
+    bad("recipe: zero", recipe("lr: 0.0\n"), RECIPE,
+        r"mine\.yaml: --lr 0.0: expected a number above 0"),
+    bad("recipe: NaN", recipe("lr: .nan\n"), RECIPE, r"mine\.yaml: --lr nan: expected a finite number"),
     bad("recipe: milestones unsorted", recipe("milestones: [5, 3]\n"), RECIPE,
-        r"--milestones \[5, 3\]: .*ascending"),
+        r"mine\.yaml: --milestones \[5, 3\]: .*ascending"),
+    bad("recipe: the last word", recipe("seed: -1\n"), "train.py --seed 3 --recipe {here}/mine.yaml",
+        r"mine\.yaml: --seed -1: expected 0"),
+    bad("recipe: not the last word", recipe("seed: 3\n"), "train.py --recipe {here}/mine.yaml --seed -1",
+        r"(?<!mine\.yaml: )--seed -1: expected 0"),
     bad("recipe: batch not divisible", recipe("accumulation: 5\n"), RECIPE,
         "-size 12 does not divide .*multiple of 5"),
     bad("recipe: value missing", recipe("lr:\n"), RECIPE, "--lr"),

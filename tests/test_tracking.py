@@ -218,3 +218,32 @@ def test_a_killed_wandb_process_does_not_stop_or_hold_up_training(tmp_path):
     assert done.returncode == 0, done.stderr
     assert steps(tmp_path / "metrics.jsonl") == [24, 48, 72]
     assert done.stderr.count("warning: the tracker failed") == 1
+
+
+HANGING_WANDB = """
+import os, signal, sys, psutil, train, training.tracking
+from training.engine import Trainer
+training.tracking.FINISH_S = 1
+train_step = Trainer.train_step
+def suspended(trainer, batches):
+    train_step(trainer, batches)
+    if trainer.progress.step == 3:
+        found = [child for child in psutil.Process().children(recursive=True) if "wandb-core" in child.name()]
+        assert found
+        for process in found:
+            process.suspend()
+        if "SIGNAL" in os.environ:
+            os.kill(os.getpid(), signal.SIGTERM)
+Trainer.train_step = suspended
+train.main()
+"""
+
+
+@pytest.mark.parametrize(("environment", "code"), [({}, 0), ({"SIGNAL": "TERM"}, 143)], ids=["end", "SIGTERM"])
+def test_a_wandb_process_that_hangs_does_not_hold_up_the_end(tmp_path, images, environment, code):
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    job = [sys.executable, "-c", HANGING_WANDB, *map(str, [*TINY, "--tracker", "wandb", "--epochs", 1, *where])]
+    done = subprocess.run(job, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.count("warning: the tracker failed") == 1
+    assert (tmp_path / "run/summary.json").exists() == (code == 0)

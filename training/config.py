@@ -242,10 +242,8 @@ def parse_config(arguments: list[str]) -> Config:
     try:
         return Config(**values, recipe=Path(recipes[-1]).stem if recipes else "")
     except InputError as error:
-        flag_in_error = str(error).split()[0]
-        if recipes and not any(argument.split("=")[0] == flag_in_error for argument in arguments):
-            raise InputError(f"{recipes[-1]}: {error}") from error
-        raise
+        where = _source_of(str(error).split()[0], arguments)
+        raise InputError(f"{where}{error}") from error
 
 
 _UNPARSABLE = (ArgumentError, UnicodeDecodeError, RecursionError)
@@ -256,6 +254,22 @@ def _recipes(arguments: list[str]) -> list[str]:
     joined = [argument.removeprefix("--recipe=") for argument in arguments if argument.startswith("--recipe=")]
     apart = [value for name, value in zip(arguments, arguments[1:], strict=False) if name == "--recipe"]
     return joined + apart
+
+
+def _source_of(wanted: str, arguments: list[str]) -> str:
+    """The recipe that a flag's value is from, as a message begins with it; nothing where it is not from one.
+
+    The last word counts: a recipe's, where the flag comes before it.
+    """
+    for number in reversed(range(len(arguments))):
+        name, _, value = arguments[number].partition("=")
+        if name == wanted:
+            break
+        if name == "--recipe":
+            recipe = value or arguments[number + 1]
+            if any(flag(str(key)) == wanted for key in yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))):
+                return f"{recipe}: "
+    return ""
 
 
 def _check_recipe(path: Path) -> None:

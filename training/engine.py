@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -110,19 +110,6 @@ class Progress:
     best_macro_f1: float = -1.0
     seconds: float = 0.0
     train_seconds: float = 0.0
-
-
-@contextmanager
-def out_of_memory_told(config: Config) -> Iterator[None]:
-    """Turn the device's OutOfMemoryError into an InputError with the batch size to try."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        size, parts = config.batch_size, 2 * config.accumulation
-        raise InputError(
-            f"--batch-size {size}: the device is out of memory; try --batch-size {size // 2}, or the same in "
-            f"smaller parts: --accumulation {parts}"
-        ) from error
 
 
 class Trainer:

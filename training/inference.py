@@ -11,10 +11,14 @@ from data.augment import BatchTransform
 from data.loaders import Batch
 from training.checkpoint import load_weights
 from training.hardware import DTYPES, has_bf16, set_threads
+from training.memory import out_of_memory_told
 from training.metrics import EvaluationMetrics
 
 EVALUATION_BATCH = 500
 """Images of one forward pass in each process. Fixed: in low precision the batch size can change last bits."""
+_IN_EVALUATION = (
+    f"evaluation, {EVALUATION_BATCH} images at a time: free what other programs hold, or take another device"
+)
 
 
 class Predictor:
@@ -38,6 +42,7 @@ class Predictor:
         self.model, self.transform, self.device, self.flip = model, transform, device, flip
         self.dtype = DTYPES[precision]
 
+    @out_of_memory_told(_IN_EVALUATION)
     @torch.inference_mode()
     def logits(self, images: Tensor) -> Tensor:
         """uint8 (n, 3, h, w) -> float32 (n, classes)."""

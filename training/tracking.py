@@ -18,6 +18,7 @@ from threading import Thread
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from PIL import Image
@@ -33,6 +34,8 @@ STEP_METRICS = {
     "step/*": "step",
 }
 """What W&B draws each logged number against."""
+FINISH_S = 60
+"""How long W&B may upload after the end of a run. What it has not uploaded by then stays in its folder."""
 
 
 def tracked_names(row: dict[str, Any]) -> dict[str, Any]:
@@ -148,8 +151,18 @@ class Tracking:
             tracker = self.tracker
             ending = Thread(target=self.guard, args=(lambda: tracker.finish(),), daemon=True)
             ending.start()
-            ending.join(4 if at_once else None)  # what W&B has not uploaded by then stays in its folder
+            ending.join(4 if at_once else FINISH_S + 5)  # W&B's own limit fails where its process hangs
+            if ending.is_alive():
+                self._end_wandb_processes()
+                ending.join(5)  # it fails now, and says so
             self.tracker = None
+
+    def _end_wandb_processes(self) -> None:
+        """What W&B has started would otherwise hold this process' end up, and its output open."""
+        found = [child for child in psutil.Process().children(recursive=True) if "wandb" in child.name()]
+        for process in found:
+            process.kill()
+        psutil.wait_procs(found)
 
     def _start(self, config: Config, folder: Path) -> None:
         kind: Any = LOGGER_TYPE_TO_CLASS[config.tracker]
@@ -184,7 +197,7 @@ class Tracking:
             "dir": str(folder),
             "mode": mode,
             "resume": "allow",
-            "settings": wandb.Settings(silent=True, console="off", init_timeout=15, finish_timeout=60),
+            "settings": wandb.Settings(silent=True, console="off", init_timeout=15, finish_timeout=FINISH_S),
         }
 
     def guard(self, action: Callable[[], object]) -> None:

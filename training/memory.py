@@ -1,0 +1,32 @@
+"""What to do when the device is out of memory, in the one line that the user sees."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from data.errors import InputError
+from training.config import Config
+
+
+@contextmanager
+def out_of_memory_told(advice: str) -> Iterator[None]:
+    """Turn the device's OutOfMemoryError into an InputError with advice; also a decorator."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise InputError(f"the device is out of memory in {advice}") from error
+
+
+def training_advice(config: Config) -> str:
+    """A smaller batch size and a larger accumulation that fit the number of processes, where there are such."""
+    processes, batch_size = int(os.environ.get("WORLD_SIZE", "1")), config.batch_size
+    shares = processes * config.accumulation
+    half = batch_size // 2 // shares * shares
+    at_most = batch_size // processes // 2  # one image at a time is too few for BatchNorm
+    finer = [n for n in range(config.accumulation + 1, at_most + 1) if batch_size % (n * processes) == 0]
+    options = [f"--batch-size {half}"] if half > shares else []
+    options += [f"the same in smaller parts: --accumulation {finer[0]}"] if finer else []
+    tried = ", or ".join(options) or "more processes, or a smaller network"
+    return f"training with --batch-size {batch_size}: try {tried}"
