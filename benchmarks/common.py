@@ -27,6 +27,7 @@ from training.hardware import device_name, set_threads, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
+MIB = 2**20
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def summarize(repeats: list[float]) -> dict[str, Any]:
 def table(rows: Sequence[Row]) -> str:
     """Aligned plain text: the cases' columns, then each quantity as `median (min..max)`."""
     lines = [row.case | {quantity: _spread(values) for quantity, values in row.measured.items()} for row in rows]
-    return pd.DataFrame(lines).fillna("").to_string(index=False)
+    return pd.DataFrame(lines, dtype=object).fillna("").to_string(index=False)
 
 
 def _spread(repeats: list[float]) -> str:
@@ -150,7 +151,7 @@ def complete(arguments: Namespace, name: str) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for this process and all that it starts
     elif arguments.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch finds no GPU; use --device cpu")
-    arguments.device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    arguments.device = arguments.device or default_device().type
     if arguments.full is None:
         arguments.full = arguments.device == "cuda" and not arguments.quick
     if arguments.repeats is None:
@@ -196,6 +197,11 @@ def base_config(arguments: Namespace, **changes: Any) -> Config:
 
 def open_prepared(config: Config) -> Prepared:
     return prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
+
+
+def default_device() -> torch.device:
+    """The GPU, or the CPU where there is none or --device cpu hides it."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def synchronize(device: torch.device) -> None:

@@ -18,7 +18,17 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from benchmarks.baselines import ImageDataset, ffcv_loader, pil_loader, pil_transform
-from benchmarks.common import Contender, Row, base_config, interleave, make_parser, open_prepared, run, synchronize
+from benchmarks.common import (
+    Contender,
+    Row,
+    base_config,
+    default_device,
+    interleave,
+    make_parser,
+    open_prepared,
+    run,
+    synchronize,
+)
 from benchmarks.processes import PeakMemory, in_own_process
 from data.decode import allowed_cores
 from data.prepared import Prepared
@@ -43,7 +53,7 @@ def ours(loader: Any, config: Config) -> Passes:
 
 def pil(from_files: bool, config: Config) -> Passes:
     """B1, from the arrays in memory or from the image files."""
-    prepared, device = open_prepared(config), _device()
+    prepared, device = open_prepared(config), default_device()
     images: Any = prepared.images[: prepared.train_count].copy()  # as torchvision keeps them, in memory
     if from_files:
         images = find_source(config.dataset, config.source_folder).load().train.images
@@ -56,12 +66,8 @@ def pil(from_files: bool, config: Config) -> Passes:
 def ffcv(cutout: bool, config: Config) -> Passes:
     prepared = open_prepared(config)
     count = _count(config, prepared)
-    loader = ffcv_loader(prepared, count, config.batch_size, config.workers, _device(), cutout)
+    loader = ffcv_loader(prepared, count, config.batch_size, config.workers, default_device(), cutout)
     return lambda: (images for images, _ in loader)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _count(config: Config, prepared: Prepared) -> int:
@@ -91,7 +97,7 @@ def open_throughput(name: str, configs: list[Config]) -> Callable[[int], dict[st
 
 def timed_pass(images: Iterator[Tensor]) -> dict[str, Any]:
     """Rate and CPU time of a pass, the start of its workers included; and the form in which images come."""
-    device, count, cpu, started = _device(), 0, cpu_seconds(), time.perf_counter()
+    device, count, cpu, started = default_device(), 0, cpu_seconds(), time.perf_counter()
     for batch in images:
         count += len(batch)
     synchronize(device)

@@ -17,11 +17,10 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common import ROOT
+from benchmarks.common import MIB, ROOT
 from data.parent import die_with_parent
 
 SAMPLING_INTERVAL_S = 0.1
-MIB = 2**20
 
 _measure: Callable[..., Any] | None = None  # in a process of in_own_process
 
