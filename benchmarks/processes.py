@@ -98,8 +98,11 @@ def _memory(process: psutil.Process) -> int:
 
 @dataclass(frozen=True)
 class Finished:
+    """seconds: from start to end. peak_mib: as PeakMemory's. printed: on stdout and stderr."""
+
     seconds: float
     peak_mib: float
+    printed: str
 
 
 def python(*arguments: object) -> list[str]:
@@ -119,7 +122,8 @@ def run_command(command: Sequence[str]) -> Finished:
         with PeakMemory(process.pid) as memory:
             code = process.wait()
             seconds = time.perf_counter() - started
-        if code:
-            printed.seek(0)
-            raise RuntimeError(f"{' '.join(command)} ended with {code}: {printed.read()[-2000:]}")
-    return Finished(seconds, memory.mib)
+        printed.seek(0)
+        text = printed.read()
+    if code:
+        raise RuntimeError(f"{' '.join(command)} ended with {code}: {text[-2000:]}")
+    return Finished(seconds, memory.mib, text)
