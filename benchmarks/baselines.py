@@ -3,8 +3,8 @@
 B1  the most copied CIFAR script (kuangliu/pytorch-cifar): torchvision's transforms of PIL images in DataLoader's
     workers, fp32, contiguous, cudnn.benchmark, `.item()` in every step
 B2  FFCV's CIFAR example (docs.ffcv.io, examples/cifar): all transforms in FFCV's threads
-B3  the fastest known script with a plain ResNet-18 (KellerJordan/ResNet-PyTorch-CIFAR10, which became airbench):
-    the whole set on the device, augmented once an epoch, pure half precision, channels_last, batches of 500
+B3  the shape of the fastest scripts (KellerJordan/cifar10-loader and cifar10-airbench), with ResNet-18: the whole
+    set on the device, augmented once an epoch, half precision but for BatchNorm, channels_last, batches of 500
 B4  Accelerate's example (huggingface/accelerate, examples/cv_example.py): a prepared DataLoader, OneCycleLR
 """
 

@@ -20,7 +20,6 @@ from benchmarks.baselines import (
     resident_images,
 )
 from benchmarks.common import MIB, default_device, endless, open_prepared, synchronize
-from data.decode import allowed_cores
 from data.prepared import Prepared
 from training.config import Config
 from training.engine import Trainer, initial_model, open_data
@@ -29,8 +28,6 @@ from training.stopping import StopRequest
 
 Steps = Iterator[Any]
 """One optimization step after the other, through any number of epochs."""
-
-LOOPS = ("ours", "B1", "B3", "B4")
 
 
 def make_trainer(config: Config, model: Callable[[int], nn.Module] | None = None) -> Trainer:
@@ -58,7 +55,7 @@ def b1_steps(config: Config) -> Steps:
     prepared, device = open_prepared(config), default_device()
     model = initial_model(config, len(prepared.classes)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
-    loader = pil_loader(_arrays(prepared, normalize=True), config.batch_size, workers=2)
+    loader = pil_loader(_arrays(prepared, normalize=True), config.batch_size, config.workers)
     return endless(lambda: fp32_epoch(model, optimizer, loader, device))
 
 
@@ -67,6 +64,9 @@ def b3_steps(config: Config) -> Steps:
     dtype = half_dtype(device)
     model = initial_model(config, len(prepared.classes)).to(device, dtype)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.float()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.85, weight_decay=5e-4, nesterov=True)
     images, labels = resident_images(prepared, prepared.train_count, device, dtype)
     return endless(lambda: resident_epoch(model, optimizer, images, labels))
@@ -76,7 +76,7 @@ def b4_steps(config: Config) -> Steps:
     accelerator = make_accelerator(config)
     prepared = open_prepared(config)
     model = initial_model(config, len(prepared.classes))
-    loader = pil_loader(_arrays(prepared, normalize=False), config.batch_size, workers=min(4, allowed_cores()))
+    loader = pil_loader(_arrays(prepared, normalize=False), config.batch_size, config.workers)
     return endless(AccelerateLoop(accelerator, model, loader, prepared).epoch)
 
 

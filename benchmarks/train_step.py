@@ -20,28 +20,36 @@ from benchmarks.common import Contender, Row, base_config, default_device, inter
 from benchmarks.flops import matrix_rate, training_flops
 from benchmarks.loops import open_loop
 from benchmarks.processes import in_own_process
+from data.decode import allowed_cores
 from training.config import Config
 from training.engine import initial_model
-from training.hardware import has_bf16
+from training.hardware import choose_precision, has_bf16
 
 Entry = tuple[str, Config]
 """A loop and the config that it trains with."""
 
 
 def precisions(device: str) -> list[str]:
+    """What the device trains in at its own speed."""
     low = ["bf16"] if has_bf16(use_cpu=device == "cpu") else []
     return ["no", *low, *(["fp16"] if device == "cuda" else [])]
 
 
 def beside_baselines(arguments: Namespace, batch_size: int) -> list[Entry]:
-    """ResNet-18 with the cifar stem: our loop as it comes and in fp32, and those of B1, B3 and B4."""
+    """ResNet-18 with the cifar stem: our loop in fp32 and in low precision, and those of B1, B3 and B4."""
     make = partial(base_config, arguments, batch_size=batch_size, stem=arguments.stem)
-    lowest = precisions(arguments.device)[-1]
-    best = "bf16" if "bf16" in precisions(arguments.device) else "no"
+    best = choose_precision("auto", use_cpu=arguments.device == "cpu")
     ours = [make(precision="no"), make(precision=best), make(precision=best, deterministic=False)]
-    fast = [make(precision=best, deterministic=False, compile=True)] if arguments.full else []
-    baselines = [("B1", make(precision="no")), ("B3", make(precision=lowest)), ("B4", make(precision=best))]
-    return [*(("ours", config) for config in ours + fast), *baselines]
+    ours += [make(precision=best, loader="ffcv")] if not arguments.quick else []
+    ours += [make(precision=best, deterministic=False, compile=True)] if arguments.full else []
+    b1 = [make(precision="no", workers=workers) for workers in sorted({2, max(2, allowed_cores())})]
+    b3, b4 = make(precision=half_precision(arguments.device)), make(precision=best, workers=4)
+    return [*(("ours", config) for config in ours), *(("B1", config) for config in b1), ("B3", b3), ("B4", b4)]
+
+
+def half_precision(device: str) -> str:
+    """B3's: bf16 on the CPU, which has no fast fp16."""
+    return "fp16" if device == "cuda" else "bf16"
 
 
 def of_all_settings(arguments: Namespace) -> list[list[Entry]]:
@@ -61,6 +69,8 @@ def of_all_settings(arguments: Namespace) -> list[list[Entry]]:
 def case(loop: str, config: Config) -> dict[str, Any]:
     return {
         "loop": loop,
+        "loader": config.loader if loop == "ours" else "",
+        "workers": config.workers if loop in ("B1", "B4") else "",
         "network": config.model,
         "stem": config.stem,
         "batch": RESIDENT_BATCH if loop == "B3" else config.batch_size,
@@ -84,6 +94,8 @@ def measure_group(entries: list[Entry], steps: int, repeats: int) -> list[Row]:
 def add_utilisation(rows: list[Row], entries: list[Entry], rates: dict[str, float]) -> None:
     """Add to each row the FLOP/s of its network as a share of its precision's matrix rate."""
     for row, (_, config) in zip(rows, entries, strict=True):
+        if config.precision not in rates:  # B3's, which this CPU emulates
+            continue
         flops = training_flops(initial_model(config, num_classes=10))
         row.measured["utilisation"] = [rate * flops / rates[config.precision] for rate in row.measured["images/s"]]
 
