@@ -317,8 +317,11 @@ def test_copied_images_are_files_of_their_own_in_kaggles_layout(tmp_path):
     assert [path.name for path in copies] == [f"{number}.png" for number in range(1, 8)]
     assert [path.read_bytes() for path in copies] == [images[number % 3].read_bytes() for number in range(7)]
     assert all(path.stat().st_nlink == 1 and not path.is_symlink() for path in copies)
-    for job in ("cache", "beton", "pil", "cache"):  # a cache that is there is built anew
+    for job in ("cache", "beton", "pil"):
         assert prepare_job.JOBS[job](tmp_path / "copies", tmp_path / "cache") > 0
+    assert len(list((tmp_path / "cache").glob("*/images.beton"))) == 1
+    prepare_job.to_cache(tmp_path / "copies", tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*/images.beton"))  # built anew, though it was there
     assert len(prepare_job.open_prepared(tmp_path / "copies", tmp_path / "cache").labels) == 7
 
 
