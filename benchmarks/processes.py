@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from types import TracebackType
 from typing import Any
 
@@ -41,6 +41,9 @@ def in_own_process(make: Callable[..., Callable[..., Any]], *arguments: Any) -> 
 def _start(parent: int, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
     global _measure
     die_with_parent(parent, getattr(signal, "SIGKILL", 0))
+    # A spawned process would spawn its own children too. A script's DataLoader forks its workers where the system
+    # does so by default, and so must a baseline's.
+    set_start_method(None, force=True)
     _measure = make(*arguments)
 
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from multiprocessing import get_start_method
 
 import numpy as np
 import psutil
@@ -152,14 +153,15 @@ def test_make_benchmark_runs_nothing_else():
 
 def open_counter(first: int):  # in a process of its own
     numbers = iter(range(first, first + 10))
-    return lambda: (next(numbers), os.getpid())
+    return lambda: (next(numbers), os.getpid(), get_start_method())
 
 
 def test_a_measurement_has_a_process_of_its_own_that_keeps_what_it_opened():
     with in_own_process(open_counter, 5) as measure:
-        (one, pid), (two, same_pid) = measure(), measure()
+        (one, pid, method), (two, same_pid, _) = measure(), measure()
     assert (one, two) == (5, 6)
     assert pid == same_pid != os.getpid()
+    assert method == get_start_method()  # workers of a baseline's DataLoader start as they would in a script
     assert not psutil.pid_exists(pid)
 
 
