@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-faults lint clean
+.PHONY: help setup demo test test-faults benchmark lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' Makefile
@@ -25,10 +25,21 @@ test: setup  ## run the tests
 test-faults: setup  ## the fault tests in full: 25 kills, every combination of settings for resumed runs
 	KILLS=25 ALL_CASES=1 $(BIN)/python -m pytest tests/faults tests/test_ranks.py
 
+benchmark: setup  ## measure everything: tables, and JSON in benchmarks/results (FLAGS=--quick: a rehearsal)
+	$(BIN)/python -m benchmarks.loaders $(FLAGS)
+	$(BIN)/python -m benchmarks.train_step $(FLAGS)
+	$(BIN)/python -m benchmarks.data_wait $(FLAGS)
+	$(BIN)/python -m benchmarks.start $(FLAGS)
+	$(BIN)/python -m benchmarks.step_overhead $(FLAGS)
+	$(BIN)/python -m benchmarks.prepare $(FLAGS)
+	$(BIN)/python -m benchmarks.scaling $(FLAGS)
+	$(BIN)/python -m benchmarks.determinism $(FLAGS)
+	$(BIN)/python -m benchmarks.time_to_accuracy $(FLAGS)
+
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy resnet data training train.py evaluate.py submit.py reproduce.py
+	$(BIN)/mypy resnet data training train.py evaluate.py submit.py reproduce.py benchmarks
 
 clean:  ## remove what the demo wrote, and the tools' caches; .venv and other runs stay
 	rm -rf runs/demo datasets/shapes $(dir $(shell grep -ls '"source": "shapes"' cache/*/meta.json))

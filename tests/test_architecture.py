@@ -10,7 +10,8 @@ import pytest
 from tests.conftest import ROOT
 
 OURS = {"resnet", "data", "training"}
-FILES = sorted([*ROOT.glob("*.py"), *(path for package in OURS for path in (ROOT / package).glob("*.py"))])
+SUITE = sorted([*ROOT.glob("*.py"), *(path for package in OURS for path in (ROOT / package).glob("*.py"))])
+FILES = [*SUITE, *sorted((ROOT / "benchmarks").glob("*.py"))]
 
 
 def imports(path: Path, but_not_in: str = "") -> set[str]:
@@ -42,7 +43,12 @@ def test_data_imports_neither_networks_nor_training_nor_accelerate():
     ("package", "allowed"), [("ffcv", {"data/ffcv_loader.py"}), ("wandb", {"training/tracking.py"})]
 )
 def test_a_package_has_one_home(package, allowed):
-    assert {path.relative_to(ROOT).as_posix() for path in FILES if package in imports(path)} == allowed
+    assert {path.relative_to(ROOT).as_posix() for path in SUITE if package in imports(path)} == allowed
+
+
+def test_the_suite_does_not_know_its_benchmarks():
+    for path in SUITE:
+        assert "benchmarks" not in imports(path), path
 
 
 def test_help_and_inference_do_not_pay_for_ffcv():

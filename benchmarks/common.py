@@ -1,0 +1,216 @@
+"""What the benchmarks share: their flags, rounds of measurements in turn, the table and the JSON file."""
+
+import os
+import statistics
+import subprocess
+import sys
+from argparse import BooleanOptionalAction, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from data.decode import allowed_cores
+from data.errors import InputError
+from data.files import write_json
+from data.prepared import Prepared, prepare
+from data.sources import find_source
+from training.cli import OneLineParser, one_line_errors
+from training.config import Config
+from training.hardware import device_name, set_threads, versions
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Contender:
+    """case: what is measured, by the table's column.
+
+    measure: one repeat: numbers by quantity and unit; a text is what was found about the case.
+    """
+
+    case: dict[str, Any]
+    measure: Callable[[], dict[str, Any]]
+
+
+@dataclass
+class Row:
+    """A contender's case, and for each quantity the values of all repeats."""
+
+    case: dict[str, Any]
+    measured: dict[str, list[float]] = field(default_factory=dict)
+
+
+def interleave(contenders: Sequence[Contender], repeats: int, warmup: int = 1) -> list[Row]:
+    """Measure the contenders in turn, `warmup` rounds that are not kept and then `repeats` that are.
+
+    In turn: what else the machine does, and how warm it is, then meets all of them.
+    """
+    rows = [Row(contender.case) for contender in contenders]
+    with tqdm(total=(warmup + repeats) * len(contenders), unit="measurement", disable=None) as bar:
+        for number in range(warmup + repeats):
+            for contender, row in zip(contenders, rows, strict=True):
+                measured = contender.measure()
+                bar.update()
+                for quantity, value in measured.items():
+                    if isinstance(value, str):
+                        row.case[quantity] = value
+                    elif number >= warmup:
+                        row.measured.setdefault(quantity, []).append(value)
+    return rows
+
+
+def summarize(repeats: list[float]) -> dict[str, Any]:
+    """Median, smallest and largest of the repeats, and the repeats themselves."""
+    return {
+        "median": statistics.median(repeats),
+        "min": min(repeats),
+        "max": max(repeats),
+        "repeats": repeats,
+    }
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Aligned plain text: the cases' columns, then each quantity as `median (min..max)`."""
+    lines = [row.case | {quantity: _spread(values) for quantity, values in row.measured.items()} for row in rows]
+    return pd.DataFrame(lines, dtype=object).fillna("").to_string(index=False)
+
+
+def _spread(repeats: list[float]) -> str:
+    found = summarize(repeats)
+    return f"{_number(found['median'])} ({_number(found['min'])}..{_number(found['max'])})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def report(name: str, arguments: Namespace, rows: Sequence[Row]) -> dict[str, Any]:
+    """The content of the JSON file: the rows, and all that they depend on."""
+    cpu = torch.device("cpu")
+    return {
+        "benchmark": name,
+        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "quick": arguments.quick,
+        "repeats": arguments.repeats,
+        **_commit(),
+        "versions": versions() | {"pillow": version("pillow")},
+        "cpu": device_name(cpu),
+        "gpu": device_name(torch.device("cuda")) if arguments.device == "cuda" else None,
+        "cores": allowed_cores(),
+        "threads": torch.get_num_threads(),
+        "load_before": arguments.load_before,
+        "rows": [
+            {"case": row.case, "measured": {key: summarize(values) for key, values in row.measured.items()}}
+            for row in rows
+        ],
+    }
+
+
+def _commit() -> dict[str, Any]:
+    """The checkout's commit, and whether anything but results differs from it; None outside of a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def make_parser(name: str, description: str | None) -> OneLineParser:
+    """The flags that all benchmarks have."""
+    parser = OneLineParser(prog=f"python -m benchmarks.{name}", description=description)
+    parser.add_argument("--repeats", type=int, help="measurements of each case; default: 5")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
+    parser.add_argument("--full", action=BooleanOptionalAction, help="all cases; default: on a GPU")
+    parser.add_argument("--quick", action="store_true", help="a rehearsal: tiny sizes, built-in shapes, no spread")
+    parser.add_argument("--dataset", choices=("cifar10", "shapes"), help="default: cifar10, with --quick shapes")
+    parser.add_argument("--data-dir", default="", help="folder of its images; default: datasets/<dataset>")
+    parser.add_argument("--cache-dir", default="cache", help="folder of the decoded images; default: cache")
+    parser.add_argument("--out", type=Path, help=f"default: {RESULTS.relative_to(ROOT)}/<benchmark>-<device>.json")
+    return parser
+
+
+def complete(arguments: Namespace, name: str) -> None:
+    """Fill in what depends on the machine and on other flags.
+
+    Raises:
+        InputError: a flag that does not go with the machine.
+    """
+    if arguments.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for this process and all that it starts
+    elif arguments.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no GPU; use --device cpu")
+    arguments.device = arguments.device or default_device().type
+    if arguments.full is None:
+        arguments.full = arguments.device == "cuda" and not arguments.quick
+    if arguments.repeats is None:
+        arguments.repeats = 1 if arguments.quick else 5
+    if arguments.repeats < 1:
+        raise InputError(f"--repeats {arguments.repeats}: expected at least 1")
+    arguments.dataset = arguments.dataset or ("shapes" if arguments.quick else "cifar10")
+    folder = RESULTS / "quick" if arguments.quick else RESULTS
+    arguments.out = arguments.out or folder / f"{name}-{arguments.device}.json"
+    arguments.load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    set_threads()
+
+
+def run(
+    name: str,
+    parser: OneLineParser,
+    benchmark: Callable[[Namespace], list[Row]],
+    command_line: Sequence[str] | None = None,
+) -> None:
+    """Parse the flags, measure, print the table and write the JSON file."""
+    with one_line_errors():
+        arguments = parser.parse_args(command_line)
+        complete(arguments, name)
+        rows = benchmark(arguments)
+        print(table(rows))
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(arguments.out, report(name, arguments, rows))
+        print(f"{arguments.out}: written")
+
+
+def base_config(arguments: Namespace, **changes: Any) -> Config:
+    """The suite's own config for the benchmark's data: the published recipe but for cutout, nothing held out."""
+    settings: dict[str, Any] = {
+        "dataset": arguments.dataset,
+        "data_dir": arguments.data_dir,
+        "cache_dir": arguments.cache_dir,
+        "split": "none",
+        "tracker": "none",
+        "loader": "resident",
+    }
+    return Config(**settings | changes)
+
+
+def open_prepared(config: Config) -> Prepared:
+    return prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
+
+
+def default_device() -> torch.device:
+    """The GPU, or the CPU where there is none or --device cpu hides it."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was queued on the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def endless(epoch: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    """The steps of one epoch after the other."""
+    while True:
+        yield from epoch()

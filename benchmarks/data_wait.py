@@ -1,0 +1,78 @@
+"""The share of a training step that is spent waiting for data, with both loaders.
+
+"waiting" is the time until the next batch is there, augmented, over that of the whole step; the device is waited
+for before and after, so that nothing overlaps: an upper bound. "with data / without" is the time of steps as they
+are in training over that of steps with one batch again and again.
+"""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import product, repeat
+
+from benchmarks.common import Contender, Row, base_config, endless, interleave, make_parser, run, synchronize
+from benchmarks.loops import Steps, make_trainer, time_steps
+from benchmarks.processes import in_own_process
+from data.loaders import Batch
+from training.config import Config
+from training.engine import Trainer
+
+
+def open_shares(config: Config) -> Callable[[int], dict[str, float]]:
+    """A function that measures a number of steps; for a process of its own."""
+    trainer = make_trainer(config)
+    data = endless(lambda: trainer.stream.epoch(0))
+    with_data, without = steps_with(trainer, data), steps_with(trainer, repeat(next(data)))
+    device = trainer.accelerator.device
+
+    def measure(count: int) -> dict[str, float]:
+        ratio = time_steps(with_data, count, device) / time_steps(without, count, device)
+        return {"waiting %": waiting_percentage(trainer, data, count), "with data / without": ratio}
+
+    return measure
+
+
+def steps_with(trainer: Trainer, data: Iterator[list[Batch]]) -> Steps:
+    for batches in data:
+        trainer.train_step(batches)
+        yield
+
+
+def waiting_percentage(trainer: Trainer, data: Iterator[list[Batch]], count: int) -> float:
+    device = trainer.accelerator.device
+    waiting_s = total_s = 0.0
+    synchronize(device)
+    for _ in range(count):
+        started = time.perf_counter()
+        batches = next(data)
+        synchronize(device)
+        waiting_s += time.perf_counter() - started
+        trainer.train_step(batches)
+        synchronize(device)
+        total_s += time.perf_counter() - started
+    return 100 * waiting_s / total_s
+
+
+def benchmark(arguments: Namespace) -> list[Row]:
+    on_gpu = arguments.device == "cuda"
+    count = 1 if arguments.quick else 100 if on_gpu else 3
+    stems = ("cifar", "imagenet") if on_gpu or arguments.full else ("imagenet",)
+    sizes = (128, 512) if on_gpu or arguments.full else (128,)
+    with ExitStack() as stack:
+        contenders = []
+        for stem, size, loader in product(stems, sizes, ("ffcv", "resident")):
+            config = base_config(arguments, batch_size=size, stem=stem, loader=loader)
+            measure = stack.enter_context(in_own_process(open_shares, config))
+            case = {"loader": loader, "network": config.model, "stem": stem, "batch": size}
+            contenders.append(Contender(case, partial(measure, count)))
+        return interleave(contenders, arguments.repeats)
+
+
+def main() -> None:
+    run("data_wait", make_parser("data_wait", __doc__), benchmark)
+
+
+if __name__ == "__main__":
+    main()

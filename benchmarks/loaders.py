@@ -1,0 +1,203 @@
+"""Images a second that loaders deliver, ready for the network; time to the first batch; CPU time; peak memory.
+
+All crop, flip and normalise to fp32 (FFCV's own on a GPU: fp16). "B2 with cutout" is FFCV's pipeline as published.
+"""
+
+import os
+import resource
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Subset
+
+from benchmarks.baselines import ImageDataset, ffcv_loader, pil_loader, pil_transform
+from benchmarks.common import (
+    Contender,
+    Row,
+    base_config,
+    default_device,
+    interleave,
+    make_parser,
+    open_prepared,
+    run,
+    synchronize,
+)
+from benchmarks.processes import PeakMemory, in_own_process
+from data.decode import allowed_cores
+from data.prepared import Prepared
+from data.sources import find_source
+from training.config import Config
+from training.engine import make_stream, open_data
+from training.hardware import make_accelerator
+
+NAMES = ("ours, ffcv", "ours, resident", "B1, arrays", "B1, PNG", "B2", "B2 with cutout")
+
+Passes = Callable[[], Iterator[Tensor]]
+"""Starts one pass over the images: augmented floats (n, 3, 32, 32) on the device."""
+
+
+def ours(loader: Any, config: Config) -> Passes:
+    config = replace(config, loader=loader)
+    accelerator = make_accelerator(config)
+    prepared, opened, _ = open_data(config, accelerator)
+    stream, _ = make_stream(config, accelerator, prepared, opened)
+    return lambda: (batch.images for (batch,) in stream.epoch(0))
+
+
+def pil(from_files: bool, config: Config) -> Passes:
+    """B1, from the arrays in memory or from the image files."""
+    prepared, device = open_prepared(config), default_device()
+    images: Any = prepared.images[: prepared.train_count].copy()  # as torchvision keeps them, in memory
+    if from_files:
+        images = find_source(config.dataset, config.source_folder).load().train.images
+    labels = prepared.labels[: prepared.train_count]
+    dataset = ImageDataset(images, labels, pil_transform(prepared.mean, prepared.std))
+    loader = pil_loader(Subset(dataset, range(_count(config, prepared))), config.batch_size, config.workers)
+    return lambda: (images.to(device) for images, _ in loader)
+
+
+def ffcv(cutout: bool, config: Config) -> Passes:
+    prepared = open_prepared(config)
+    count = _count(config, prepared)
+    loader = ffcv_loader(prepared, count, config.batch_size, config.workers, default_device(), cutout)
+    return lambda: (images for images, _ in loader)
+
+
+def _count(config: Config, prepared: Prepared) -> int:
+    return round(config.subset * prepared.train_count)
+
+
+def open_passes(name: str, config: Config) -> Passes:
+    kind, _, variant = name.partition(", ")
+    if kind == "ours":
+        return ours(variant, config)
+    if kind == "B1":
+        return pil(variant == "PNG", config)
+    return ffcv(kind == "B2 with cutout", config)
+
+
+def open_throughput(name: str, configs: list[Config]) -> Callable[[int], dict[str, Any]]:
+    """A function that measures one pass of the loader with `configs[index]`; each opened when first asked for."""
+    opened: dict[int, Passes] = {}
+
+    def measure(index: int) -> dict[str, Any]:
+        if index not in opened:
+            opened[index] = open_passes(name, configs[index])
+        return timed_pass(opened[index]())
+
+    return measure
+
+
+def timed_pass(images: Iterator[Tensor]) -> dict[str, Any]:
+    """Rate and CPU time of a pass, the start of its workers included; and the form in which images come."""
+    device, count, cpu, started = default_device(), 0, cpu_seconds(), time.perf_counter()
+    for batch in images:
+        count += len(batch)
+    synchronize(device)
+    seconds = time.perf_counter() - started
+    return {
+        "images/s": count / seconds,
+        "CPU s / 10,000 images": (cpu_seconds() - cpu) / count * 10_000,
+        "form": form_of(batch),
+    }
+
+
+def form_of(batch: Tensor) -> str:
+    """Such as "float32 channels_last"."""
+    channels_last = batch.is_contiguous(memory_format=torch.channels_last)
+    return f"{str(batch.dtype).removeprefix('torch.')} {'channels_last' if channels_last else 'contiguous'}"
+
+
+def cpu_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def open_start(name: str, config: Config) -> Callable[[float], dict[str, float]]:
+    """A function that measures the first pass in a fresh process. Nothing is opened before it is called."""
+
+    def measure(started: float) -> dict[str, float]:
+        with PeakMemory(os.getpid()) as memory:
+            images = open_passes(name, config)()
+            next(images)
+            first = time.monotonic() - started
+            for _ in images:
+                pass
+        return {"first batch s": first, "peak memory MiB": memory.mib}
+
+    return measure
+
+
+def measure_start(name: str, config: Config) -> dict[str, float]:
+    started = time.monotonic()
+    with in_own_process(open_start, name, config) as measure:
+        return measure(started)
+
+
+def throughput(names: list[str], configs: list[Config], repeats: int) -> list[Row]:
+    """Whole passes; each loader has one process, in which it is opened once for each config."""
+    with ExitStack() as stack:
+        measures = {name: stack.enter_context(in_own_process(open_throughput, name, configs)) for name in names}
+        contenders = [
+            Contender(case(name, config), partial(measures[name], index))
+            for index, config in enumerate(configs)
+            for name in names
+        ]
+        return interleave(contenders, repeats)
+
+
+def starts(names: list[str], configs: list[Config], repeats: int) -> list[Row]:
+    """First passes, each in a process of its own."""
+    contenders = [
+        Contender(case(name, config), partial(measure_start, name, config)) for config in configs for name in names
+    ]
+    return interleave(contenders, repeats, warmup=0)
+
+
+def case(name: str, config: Config) -> dict[str, Any]:
+    return {"loader": name, "batch": config.batch_size, "workers": config.workers}
+
+
+def has_files(config: Config) -> bool:
+    return config.dataset == "cifar10" and isinstance(
+        find_source(config.dataset, config.source_folder).load().train.images, list
+    )
+
+
+def benchmark(arguments: Namespace) -> list[Row]:
+    base = base_config(arguments, precision="no")
+    count = open_prepared(base).train_count
+    images = arguments.images or (count if arguments.full else 1000 if arguments.quick else 10_000)
+    names = [name for name in arguments.only or NAMES if name != "B1, PNG" or has_files(base)]
+    workers = (1, 2, allowed_cores()) if arguments.full and allowed_cores() > 2 else (1, 2)
+    configs = [
+        replace(base, batch_size=batch, workers=number, subset=min(1.0, images / count))
+        for batch in (128, 512)
+        for number in workers
+    ]
+    if arguments.quick:
+        configs = configs[:1]
+    rows = throughput(names, configs, arguments.repeats)
+    for row in starts(names, configs if arguments.full else configs[-1:], arguments.repeats):
+        same = next(other for other in rows if row.case.items() <= other.case.items())
+        same.measured |= row.measured
+    return rows
+
+
+def main() -> None:
+    parser = make_parser("loaders", __doc__)
+    parser.add_argument("--images", type=int, default=0, help="of a pass; default: 10000, or all with --full")
+    parser.add_argument("--only", nargs="+", choices=NAMES, help="these loaders; default: all")
+    run("loaders", parser, benchmark)
+
+
+if __name__ == "__main__":
+    main()

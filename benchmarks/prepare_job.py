@@ -1,0 +1,55 @@
+"""One job of benchmarks/prepare.py, in a process of its own that imports no more than train.py does for it.
+
+    python -m benchmarks.prepare_job cache|beton|pil FOLDER CACHE_DIR
+
+prints the seconds that it took, without those of starting Python.
+"""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.prepared import Prepared, prepare
+from data.sources import find_source, numbered_images
+
+
+def open_prepared(folder: Path, cache_dir: Path) -> Prepared:
+    return prepare(find_source("cifar10", folder), cache_dir)
+
+
+def to_cache(folder: Path, cache_dir: Path) -> float:
+    shutil.rmtree(cache_dir, ignore_errors=True)
+    started = time.perf_counter()
+    open_prepared(folder, cache_dir)
+    return time.perf_counter() - started
+
+
+def to_beton(folder: Path, cache_dir: Path) -> float:
+    """The .beton beside a cache that is in place."""
+    from data.ffcv_loader import whole_beton
+
+    prepared = open_prepared(folder, cache_dir)
+    (prepared.folder / "images.beton").unlink(missing_ok=True)
+    started = time.perf_counter()
+    whole_beton(prepared)
+    return time.perf_counter() - started
+
+
+def pil_loop(folder: Path, cache_dir: Path) -> float:
+    """One core, one loop, one array; listed and saved as in the cache, without checks and digests."""
+    started = time.perf_counter()
+    paths = numbered_images(folder / "train").values()
+    images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    cache_dir.mkdir(parents=True, exist_ok=True)
+    np.save(cache_dir / "loop.npy", images)
+    return time.perf_counter() - started
+
+
+JOBS = {"cache": to_cache, "beton": to_beton, "pil": pil_loop}
+
+if __name__ == "__main__":
+    print(JOBS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3])))

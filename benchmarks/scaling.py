@@ -1,0 +1,76 @@
+"""1, 2 and 4 processes: at a fixed global batch, and at a fixed batch for each process.
+
+Of each step the time in data, compute and communication; and the rate of evaluation. Jobs take turns, each started
+anew for each repeat. On a CPU all processes share the allowed cores: 2 against 1 there is what the processes cost.
+"""
+
+import json
+import socket
+from argparse import Namespace
+from dataclasses import asdict
+from functools import partial
+
+import torch
+
+from benchmarks.common import Contender, Row, base_config, interleave, make_parser, open_prepared, run
+from benchmarks.processes import python, run_command
+from training.config import Config, flag
+from training.hardware import choose_precision
+
+
+def launch(processes: int, *arguments: object) -> list[str]:
+    """The command line of benchmarks/scaling_job.py in that many processes; 1: without a launcher."""
+    if processes == 1:
+        return python("-m", "benchmarks.scaling_job", *arguments)
+    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "accelerate_config.yaml"]
+    launcher += ["--num_processes", str(processes), "--main_process_port", str(free_port()), "--module"]
+    return python(*launcher, "benchmarks.scaling_job", *arguments)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def flags(config: Config) -> list[object]:
+    """train.py's flags for what differs from its defaults."""
+    defaults = asdict(Config())
+    changed = {name: value for name, value in asdict(config).items() if value != defaults[name]}
+    return [part for name, value in changed.items() for part in (flag(name), value)]
+
+
+def measure(processes: int, steps: int, validation: int, config: Config) -> dict[str, float]:
+    finished = run_command(launch(processes, steps, validation, *flags(config)))
+    line = next(line for line in finished.printed.splitlines() if line.startswith("{"))
+    found: dict[str, float] = json.loads(line)
+    return found
+
+
+def benchmark(arguments: Namespace) -> list[Row]:
+    prepared = open_prepared(base_config(arguments))
+    on_gpu = arguments.device == "cuda"
+    most = torch.cuda.device_count() if on_gpu else 2 if arguments.quick else 4
+    stem = "cifar" if on_gpu else "imagenet"  # the other takes seconds for a step of a CPU
+    batch = 16 if arguments.quick else 512 if on_gpu else 128
+    steps = 1 if arguments.quick else 100 if on_gpu else 4
+    validation = min(len(prepared.labels), 10_000 if on_gpu else 1000)
+    precision = choose_precision("auto", use_cpu=not on_gpu)  # the launcher's file has its own
+    contenders = []
+    for fixed in ("global batch", "batch per process"):
+        for processes in [count for count in (1, 2, 4) if count <= most]:
+            size = batch if fixed == "global batch" else batch * processes
+            if fixed != "global batch" and processes == 1:
+                continue  # the same as above
+            config = base_config(arguments, batch_size=size, stem=stem, precision=precision)
+            case = {"fixed": fixed, "processes": processes, "global batch": size, "stem": stem}
+            contenders.append(Contender(case, partial(measure, processes, steps, validation, config)))
+    return interleave(contenders, arguments.repeats, warmup=0)
+
+
+def main() -> None:
+    run("scaling", make_parser("scaling", __doc__), benchmark)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The processes of benchmarks/scaling.py: where the time of a few steps goes.
+
+    accelerate launch ... -m benchmarks.scaling_job STEPS VALIDATION_IMAGES, and flags of train.py
+
+The first process prints one line of JSON: images/s, and milliseconds of a step in data, compute and communication,
+each the mean over the steps, of the first process; and images/s of evaluation. Communication is what it adds to a
+step: the same step without it, which leaves each process with its own gradients, is the compute.
+"""
+
+import json
+import sys
+import time
+from contextlib import AbstractContextManager, closing, nullcontext
+
+import torch
+
+from benchmarks.common import synchronize
+from benchmarks.loops import make_trainer
+from data.loaders import Batch
+from training.config import parse_config
+from training.engine import Trainer
+
+Steps = list[list[Batch]]
+
+
+def read_steps(trainer: Trainer, count: int) -> tuple[Steps, float]:
+    """The batches of the first steps, and the seconds that it took to read and augment them."""
+    synchronize(trainer.accelerator.device)
+    started = time.perf_counter()
+    with closing(trainer.stream.epoch(0)) as epoch:
+        steps = [next(epoch) for _ in range(count)]
+    synchronize(trainer.accelerator.device)
+    return steps, time.perf_counter() - started
+
+
+def train_seconds(trainer: Trainer, steps: Steps, communicate: bool) -> float:
+    trainer.accelerator.wait_for_everyone()
+    started = time.perf_counter()
+    for batches in steps:
+        apart: AbstractContextManager[None] = nullcontext()
+        if not communicate:
+            apart = trainer.accelerator.no_sync(trainer.model)
+        with apart:
+            trainer.train_step(batches)
+    synchronize(trainer.accelerator.device)
+    return time.perf_counter() - started
+
+
+def validate_seconds(trainer: Trainer) -> float:
+    trainer.accelerator.wait_for_everyone()
+    started = time.perf_counter()
+    trainer.validate()
+    return time.perf_counter() - started
+
+
+def measure(trainer: Trainer, count: int) -> dict[str, float]:
+    steps, data_s = read_steps(trainer, count)
+    compute_s = train_seconds(trainer, steps, communicate=False)
+    together_s = train_seconds(trainer, steps, communicate=True)
+    evaluation_s = validate_seconds(trainer)
+    milliseconds = 1000 / count
+    return {
+        "images/s": count * trainer.config.batch_size / (data_s + together_s),
+        "data ms": data_s * milliseconds,
+        "compute ms": compute_s * milliseconds,
+        "communication ms": (together_s - compute_s) * milliseconds,
+        "evaluation images/s": len(trainer.val_ids) / evaluation_s,
+    }
+
+
+def main() -> None:
+    count, validation = int(sys.argv[1]), int(sys.argv[2])
+    trainer = make_trainer(parse_config(sys.argv[3:]))
+    trainer.val_ids = torch.arange(validation)
+    measure(trainer, 1)  # warms up
+    found = measure(trainer, count)
+    trainer.accelerator.print(json.dumps(found))
+    trainer.accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()

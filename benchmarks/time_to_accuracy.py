@@ -1,0 +1,78 @@
+"""Recipes against wall time: how long each takes, and the accuracy that it comes to.
+
+One run for each seed, from 0 on, through train.py and evaluate.py. Full length is for a GPU. On a CPU each recipe
+gets one epoch of a tenth of the images, which shows that it runs and no more. "seconds" are those of the command:
+start, training, validation, checkpoints; "seconds to best" those until the epoch whose weights are kept.
+"""
+
+import json
+import tempfile
+from argparse import Namespace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT, Contender, Row, interleave, make_parser, open_prepared, run
+from benchmarks.processes import python, run_command
+from training.config import Config, parse_config
+
+
+def train(config: Config, flags: list[object], folder: Path, seed: int) -> dict[str, float]:
+    """Train with `flags` and a seed, in a run of its own, and evaluate it where there are labelled test images."""
+    run_folder = folder / f"{config.recipe}-{seed}"
+    where: list[object] = ["--runs-dir", folder, "--name", run_folder.name, "--seed", seed, "--tracker", "none"]
+    finished = run_command(python("train.py", *flags, *where))
+    summary = json.loads((run_folder / "summary.json").read_text())
+    measured = {
+        "seconds": finished.seconds,
+        "seconds to best": seconds_to(run_folder / "metrics.jsonl", summary["best_epoch"]),
+        "images/s": summary["images_per_second"],
+        "validation accuracy %": 100 * summary["val_accuracy"],
+    }
+    if open_prepared(config).test_ids:
+        run_command(python("evaluate.py", run_folder))
+        report = json.loads((run_folder / "evaluation.json").read_text())
+        measured["test accuracy %"] = 100 * report["accuracy"]
+    return measured
+
+
+def seconds_to(metrics: Path, epoch: int) -> float:
+    """Seconds of a run up to the end of an epoch, counted from 1."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return float(next(row["seconds"] for row in rows if row["kind"] == "epoch" and row["epoch"] == epoch))
+
+
+def recipe_flags(arguments: Namespace, recipe: str) -> list[object]:
+    flags: list[object] = ["--recipe", ROOT / recipe, "--cache-dir", arguments.cache_dir]
+    flags += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
+    return flags if arguments.full else [*flags, "--epochs", 1, "--subset", 0.1]
+
+
+def contender(arguments: Namespace, recipe: str, folder: Path) -> Contender:
+    flags = recipe_flags(arguments, recipe)
+    config = parse_config([str(part) for part in flags])
+    case: dict[str, Any] = {"recipe": config.recipe, "epochs": config.epochs, "share of images": config.subset}
+    seeds = count()
+    run_one = partial(train, config, flags, folder)
+    return Contender(case, lambda: run_one(next(seeds)))
+
+
+def benchmark(arguments: Namespace) -> list[Row]:
+    on_gpu = ["recipes/cifar10.yaml", "recipes/cifar100.yaml"]
+    default = (
+        ["recipes/demo.yaml"] if arguments.quick else on_gpu if arguments.full else ["recipes/cifar10-cpu.yaml"]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        contenders = [contender(arguments, recipe, Path(folder)) for recipe in arguments.recipes or default]
+        return interleave(contenders, arguments.repeats, warmup=0)
+
+
+def main() -> None:
+    parser = make_parser("time_to_accuracy", __doc__)
+    parser.add_argument("--recipes", nargs="+", help="default: cifar10 and cifar100; on a CPU cifar10-cpu")
+    run("time_to_accuracy", parser, benchmark)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""Images a second of whole optimization steps: beside the baselines, and over networks, batches and precisions.
+
+A step is all that the loop does for it, its data too. Every loop and setting has a process of its own, and they
+take turns, a few steps at a time. B3 trains in batches of 500, on a CPU in bfloat16. "utilisation" is of the rate
+at which the device multiplies large matrices in that precision.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from itertools import product
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.baselines import RESIDENT_BATCH
+from benchmarks.common import Contender, Row, base_config, default_device, interleave, make_parser, run
+from benchmarks.flops import matrix_rate, training_flops
+from benchmarks.loops import open_loop
+from benchmarks.processes import in_own_process
+from data.decode import allowed_cores
+from training.config import Config
+from training.engine import initial_model
+from training.hardware import choose_precision, has_bf16
+
+Entry = tuple[str, Config]
+"""A loop and the config that it trains with."""
+
+
+def precisions(device: str) -> list[str]:
+    """What the device trains in at its own speed."""
+    low = ["bf16"] if has_bf16(use_cpu=device == "cpu") else []
+    return ["no", *low, *(["fp16"] if device == "cuda" else [])]
+
+
+def beside_baselines(arguments: Namespace, batch_size: int) -> list[Entry]:
+    """ResNet-18 with the cifar stem: our loop in fp32 and in low precision, and those of B1, B3 and B4."""
+    make = partial(base_config, arguments, batch_size=batch_size, stem=arguments.stem)
+    best = choose_precision("auto", use_cpu=arguments.device == "cpu")
+    ours = [make(precision="no"), make(precision=best), make(precision=best, deterministic=False)]
+    ours += [make(precision=best, loader="ffcv")] if not arguments.quick else []
+    ours += [make(precision=best, deterministic=False, compile=True)] if arguments.full else []
+    b1 = [make(precision="no", workers=workers) for workers in sorted({2, max(2, allowed_cores())})]
+    b3, b4 = make(precision=half_precision(arguments.device)), make(precision=best, workers=4)
+    return [*(("ours", config) for config in ours), *(("B1", config) for config in b1), ("B3", b3), ("B4", b4)]
+
+
+def half_precision(device: str) -> str:
+    """B3's: bf16 on the CPU, which has no fast fp16."""
+    return "fp16" if device == "cuda" else "bf16"
+
+
+def of_all_settings(arguments: Namespace) -> list[list[Entry]]:
+    """Groups that take turns: one for each network, stem and batch; without --full, what a CPU does in minutes."""
+    cases: Any = product(("resnet18", "resnet34"), ("cifar", "imagenet"), (128, 512))
+    if not arguments.full:
+        cases = [("resnet18", "imagenet", 128), ("resnet18", "imagenet", 512), ("resnet34", "imagenet", 128)]
+    groups = []
+    for model, stem, batch_size in cases:
+        compiled = (False, True) if arguments.full or batch_size == 128 else (False,)
+        make = partial(base_config, arguments, model=model, stem=stem, batch_size=batch_size)
+        settings = product(precisions(arguments.device), compiled)
+        groups.append([("ours", make(precision=precision, compile=chosen)) for precision, chosen in settings])
+    return groups
+
+
+def case(loop: str, config: Config) -> dict[str, Any]:
+    return {
+        "loop": loop,
+        "loader": config.loader if loop == "ours" else "",
+        "workers": config.workers if loop in ("B1", "B4") else "",
+        "network": config.model,
+        "stem": config.stem,
+        "batch": RESIDENT_BATCH if loop == "B3" else config.batch_size,
+        "precision": f"pure {config.precision}" if loop == "B3" else config.precision,
+        "compile": config.compile,
+        "deterministic": config.deterministic and loop == "ours",
+    }
+
+
+def measure_group(entries: list[Entry], steps: int, repeats: int) -> list[Row]:
+    with ExitStack() as stack:
+        contenders = []
+        for loop, config in entries:
+            measure: Callable[[int], dict[str, float]] = stack.enter_context(
+                in_own_process(open_loop, loop, config)
+            )
+            contenders.append(Contender(case(loop, config), partial(measure, steps)))
+        return interleave(contenders, repeats)
+
+
+def add_utilisation(rows: list[Row], entries: list[Entry], rates: dict[str, float]) -> None:
+    """Add to each row the FLOP/s of its network as a share of its precision's matrix rate."""
+    for row, (_, config) in zip(rows, entries, strict=True):
+        if config.precision not in rates:  # B3's, which this CPU emulates
+            continue
+        flops = training_flops(initial_model(config, num_classes=10))
+        row.measured["utilisation"] = [rate * flops / rates[config.precision] for rate in row.measured["images/s"]]
+
+
+def matrix_rates(arguments: Namespace) -> list[Row]:
+    """The device's FLOP/s with large matrices, in each precision."""
+    device = default_device()
+    size = 256 if arguments.quick else 8192 if device.type == "cuda" else 2048
+
+    def measure(precision: str) -> dict[str, float]:
+        return {"TFLOP/s": matrix_rate(device, precision, size) / 1e12}
+
+    contenders = [
+        Contender({"loop": "matrix product", "precision": name}, partial(measure, name))
+        for name in precisions(arguments.device)
+    ]
+    rows = interleave(contenders, arguments.repeats)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return rows
+
+
+def benchmark(arguments: Namespace) -> list[Row]:
+    groups = [beside_baselines(arguments, batch_size) for batch_size in ((128, 512) if arguments.full else (128,))]
+    groups += [] if arguments.quick else of_all_settings(arguments)
+    steps = arguments.steps or (1 if arguments.quick else 100 if arguments.device == "cuda" else 2)
+    matrices = matrix_rates(arguments)
+    rates = {row.case["precision"]: 1e12 * median(row.measured["TFLOP/s"]) for row in matrices}
+    rows = []
+    for entries in groups:
+        found = measure_group(entries, steps, arguments.repeats)
+        add_utilisation(found, entries, rates)
+        rows += found
+    return rows + matrices
+
+
+def main() -> None:
+    parser = make_parser("train_step", __doc__)
+    parser.add_argument("--steps", type=int, default=0, help="of a measurement; default: 2, on a GPU 100")
+    parser.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar", help="beside the baselines")
+    run("train_step", parser, benchmark)
+
+
+if __name__ == "__main__":
+    main()
