@@ -87,6 +87,8 @@ class Config:
     """Decay normalisation layers and biases too."""
     label_smoothing: float = 0.0
     """Label smoothing, 0 to below 1."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, validated and saved in their place, 0 to below 1. 0: none."""
     sync_batchnorm: bool = False
     """BatchNorm over the images of all processes: results then agree for any number of them, but for rounding."""
     schedule: Literal["multistep", "cosine", "triangle", "inverse-time", "constant"] = "multistep"
@@ -184,6 +186,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "momentum": (0, 1, "0 to below 1"),
     "weight_decay": (0, math.inf, "at least 0"),
     "label_smoothing": (0, 1, "0 to below 1"),
+    "ema": (0, 1, "0 to below 1"),
     "gamma": (_SMALLEST, math.inf, "a number above 0"),
     "decay": (0, math.inf, "at least 0"),
     "warmup": (0, math.inf, "at least 0 epochs"),

@@ -24,6 +24,7 @@ from data.sources import find_source
 from data.spec import IMAGE_SIZE
 from data.stream import Stream
 from resnet import build_model, load_pretrained
+from training.averaging import MovingAverage
 from training.batchnorm import synchronize_batchnorm
 from training.cli import RunError
 from training.config import HELD_OUT, Config, flag
@@ -167,13 +168,16 @@ class Trainer:
         if config.sync_batchnorm and accelerator.num_processes > 1:
             model = synchronize_batchnorm(model, accelerator.device)
         model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = MovingAverage(model, config.ema) if config.ema else None
         if config.compile:
             model.compile()  # in place: names in the state dict stay, and DDP wraps the compiled network
         optimizer = make_optimizer(config, model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.network: nn.Module = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        # What is validated and saved: the weights, or their moving average.
+        self.result: nn.Module = self.average.module if self.average else self.network
         precision = accelerator.mixed_precision
-        self.predictor = Predictor(self.network, self.stream.transform, accelerator.device, precision)
+        self.predictor = Predictor(self.result, self.stream.transform, accelerator.device, precision)
         self.metrics = TrainingMetrics(accelerator)
         self.images_per_second = 0.0  # of the last epoch's training steps, all processes
         self.progress = Progress()
@@ -227,6 +231,8 @@ class Trainer:
             self.metrics.update(loss.detach(), logits.detach(), batch.labels)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average:
+            self.average.update_parameters(self.network)
         self.progress.step += 1
 
     def train_epoch(self) -> Generator[None]:
@@ -303,7 +309,7 @@ class Trainer:
             Stopped: the run was asked to stop; everything is as after the last training step.
         """
         if self.accelerator.num_processes > 1:
-            for buffer in self.network.buffers():
+            for buffer in self.result.buffers():
                 broadcast(buffer)
         with closing(self._validation_batches()) as batches:
             result = self.predictor.evaluate(batches, self.num_classes)
@@ -331,6 +337,7 @@ class Trainer:
             "identity": self.identity,
             "progress": asdict(self.progress),
             "model": self.network.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
             "metrics": self.metrics.of_every_process().cpu(),
@@ -348,6 +355,8 @@ class Trainer:
         if changes := _differences(found["identity"], self.identity):
             raise InputError(f"the run was started otherwise ({changes}); use its values, or another --name")
         self.network.load_state_dict(found["model"])
+        if self.average:
+            self.average.load_state_dict(found["average"])
         self.optimizer.load_state_dict(found["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(found["scaler"])
