@@ -20,14 +20,16 @@ class Augmentation:
     crop_padding: pixels added on each side before a random crop of the original size.
     crop_mode: what fills the padding: "zero", "reflect" (without repeating the edge) or "edge". A crop with
         "edge" is Keras' width_shift_range and height_shift_range with fill_mode "nearest", in whole pixels.
-    flip: mirror left to right, half of the images.
+    flip: mirror left to right: "none"; "random", half of the images, drawn anew in each epoch; or "alternating",
+        half of them in even epochs and the other half in odd ones, so that two epochs in a row show each image
+        both ways (Jordan, 2024, arXiv:2404.00498).
     cutout: side in pixels of a square, centred anywhere in the image, set to the mean colour (DeVries and
         Taylor, 2017, arXiv:1708.04552).
     """
 
     crop_padding: int = 0
     crop_mode: str = "zero"
-    flip: bool = False
+    flip: str = "none"
     cutout: int = 0
 
 
@@ -89,7 +91,7 @@ def crop_and_flip(images: Tensor, ids: Tensor, chosen: Augmentation, seed: int, 
         uint8 (n, c, h, w), channels_last in memory.
     """
     padding = chosen.crop_padding
-    if not padding and not chosen.flip:
+    if not padding and chosen.flip == "none":
         return images
     count, _, height, width = images.shape
     device = images.device
@@ -98,9 +100,8 @@ def crop_and_flip(images: Tensor, ids: Tensor, chosen: Augmentation, seed: int, 
     left = random_integers(bits, 2 * padding + 1, field=1)
     rows = torch.arange(height, device=device) + top[:, None]
     columns = torch.arange(width, device=device).expand(count, width)
-    if chosen.flip:
-        flipped = shift_right(random_bits(ids, seed, "flip", epoch), 63).bool()
-        columns = torch.where(flipped[:, None], width - 1 - columns, columns)
+    if chosen.flip != "none":
+        columns = torch.where(mirrored(ids, chosen.flip, seed, epoch)[:, None], width - 1 - columns, columns)
     columns = columns + left[:, None]
 
     pixels = images.permute(0, 2, 3, 1)
@@ -111,6 +112,13 @@ def crop_and_flip(images: Tensor, ids: Tensor, chosen: Augmentation, seed: int, 
         columns = _inside(columns - padding, width, chosen.crop_mode)
     image = torch.arange(count, device=device)[:, None, None]
     return pixels[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def mirrored(ids: Tensor, flip: str, seed: int, epoch: int) -> Tensor:
+    """Which images `flip`, "random" or "alternating", mirrors in an epoch: bool (n,)."""
+    if flip == "alternating":
+        return shift_right(random_bits(ids, seed, "flip"), 63) != epoch % 2
+    return shift_right(random_bits(ids, seed, "flip", epoch), 63).bool()
 
 
 def _inside(position: Tensor, size: int, mode: str) -> Tensor:

@@ -46,4 +46,5 @@ def test_its_state_is_restored_to_the_same_bits():
             other.load_state_dict(one.state_dict())
         if step > 1:
             other.update_parameters(network)
-    assert all(torch.equal(*pair) for pair in zip(one.state_dict().values(), other.state_dict().values()))
+    restored = other.state_dict()
+    assert all(torch.equal(value, restored[name]) for name, value in one.state_dict().items())

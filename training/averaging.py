@@ -4,6 +4,8 @@ arXiv:1703.01780), which is validated and saved in their place."""
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+Tensors = tuple[Tensor, ...] | list[Tensor]
+
 
 class MovingAverage(AveragedModel):
     """average <- d x average + (1 - d) x weights, after each optimizer step; `module` is the averaged network.
@@ -21,7 +23,7 @@ class MovingAverage(AveragedModel):
         super().__init__(model, multi_avg_fn=self._move, use_buffers=True)
         self.decay = decay
 
-    def _move(self, averages: tuple[Tensor, ...], values: tuple[Tensor, ...], count: Tensor) -> None:
+    def _move(self, averages: Tensors, values: Tensors, count: Tensor | int) -> None:
         """`averages` and `values` are of one dtype."""
         if not averages[0].is_floating_point():
             for average, value in zip(averages, values, strict=True):

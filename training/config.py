@@ -53,10 +53,14 @@ class Config:
     """Pixels of padding before the random crop, 0 to 31. 0: no crop."""
     crop_mode: Literal["zero", "reflect", "edge"] = "zero"
     """What fills the padding; edge repeats the outermost pixels: Keras' shifts with fill_mode nearest."""
-    flip: bool = True
-    """Mirror half of the images left to right."""
+    flip: Literal["none", "random", "alternating"] = "random"
+    """Mirror images left to right: none, random (half of them), or alternating (in each epoch the other half)."""
     cutout: int = 0
     """Side of a square hidden in each image, in pixels, 0 to 32."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution: weighted means of two images and of their losses, at least 0. 0: none."""
+    cutmix: float = 0.0
+    """Alpha of CutMix: a box of another image pasted in. 0: none. With mixup, each step draws one of the two."""
     normalize: bool = True
     """Normalise by the data set's mean and deviation; otherwise pixels are only scaled to 0..1."""
 
@@ -125,13 +129,15 @@ class Config:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(Config).items():
             value = getattr(self, name)
+            allowed = getattr(kind, "__args__", ())
+            if getattr(kind, "__origin__", None) is Literal:
+                if value not in allowed:
+                    raise InputError(f"{flag(name)} {value}: expected one of {', '.join(allowed)}")
+                continue
             if not _is_of_type(value, kind):
                 raise InputError(f"{flag(name)} {value}: expected {_TYPES.get(kind, 'a text')}")
             if kind is float and not math.isfinite(value):
                 raise InputError(f"{flag(name)} {value}: expected a finite number")
-            allowed = getattr(kind, "__args__", ())
-            if getattr(kind, "__origin__", None) is Literal and value not in allowed:
-                raise InputError(f"{flag(name)} {value}: expected one of {', '.join(allowed)}")
         for name, (low, high, meaning) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value < high:
@@ -179,6 +185,8 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "val_fraction": (_SMALLEST, 1, "a fraction above 0 and below 1"),
     "crop_padding": (0, 32, "0 to 31 pixels"),
     "cutout": (0, 33, "0 to 32 pixels"),
+    "mixup": (0, math.inf, "at least 0"),
+    "cutmix": (0, math.inf, "at least 0"),
     "epochs": (1, math.inf, "at least 1"),
     "batch_size": (1, math.inf, "at least 1"),
     "accumulation": (1, math.inf, "at least 1"),

@@ -222,7 +222,8 @@ class Recorder(NullRecorder):
 def summarize(config: Config, accelerator: Accelerator, trainer: Trainer) -> dict[str, Any]:
     """The content of summary.json. Accuracy and F1 are those of the weights in best.safetensors.
 
-    weights_sha256 is of the weights after the last step, with --ema of their average: equal for two runs that computed the same bits.
+    weights_sha256 is of the weights after the last step, with --ema of their average: equal for two runs that
+    computed the same bits.
     """
     progress = trainer.progress
     images = progress.step * config.batch_size
