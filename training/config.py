@@ -58,7 +58,7 @@ class Config:
     cutout: int = 0
     """Side of a square hidden in each image, in pixels, 0 to 32."""
     mixup: float = 0.0
-    """Alpha of mixup's Beta distribution: weighted means of two images and of their losses, at least 0. 0: none."""
+    """Alpha of mixup's Beta distribution: weighted means of two images and their losses, at least 0. 0: none."""
     cutmix: float = 0.0
     """Alpha of CutMix: a box of another image pasted in. 0: none. With mixup, each step draws one of the two."""
     normalize: bool = True

@@ -18,6 +18,7 @@ from data.augment import Augmentation, BatchTransform
 from data.errors import InputError
 from data.keyed import random_bits
 from data.loaders import Batch, Loader, make_loader
+from data.mixing import Mixing
 from data.prepared import Prepared, prepare
 from data.sampling import evaluation_batches, split, split_last, subset
 from data.sources import find_source
@@ -87,12 +88,25 @@ def make_stream(
     train_ids, val_ids = choose_ids(config, prepared)
     transform = make_transform(config, prepared, accelerator.device, accelerator.mixed_precision)
     share = (config.accumulation, accelerator.process_index, accelerator.num_processes)
-    return Stream(loader, transform, train_ids, config.batch_size, config.seed, *share), val_ids
+    mixing = Mixing(config.mixup, config.cutmix)
+    return Stream(loader, transform, train_ids, config.batch_size, config.seed, *share, mixing), val_ids
 
 
 def pixel_statistics(config: Config, prepared: Prepared) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """What normalisation subtracts and divides by: mean 0 and deviation 1 where pixels are only scaled."""
     return (prepared.mean, prepared.std) if config.normalize else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def training_loss(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
+    """Mean cross-entropy with label smoothing (Szegedy et al., 2015, arXiv:1512.00567), a scalar.
+
+    Of mixed images it is lam x that of their own labels + (1 - lam) x that of their partners', both smoothed.
+    """
+    loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
+    if batch.partner_labels is None:
+        return loss
+    partners = F.cross_entropy(logits, batch.partner_labels, label_smoothing=smoothing)
+    return batch.lam * loss + (1 - batch.lam) * partners
 
 
 @dataclass
@@ -226,7 +240,7 @@ class Trainer:
             # Gradients are averaged over the processes once a step, with the last micro-batch.
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model):
                 logits = self.model(batch.images)
-                loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
+                loss = training_loss(logits, batch, self.config.label_smoothing)
                 self.accelerator.backward(loss / len(batches))
             self.metrics.update(loss.detach(), logits.detach(), batch.labels)
         self.optimizer.step()
