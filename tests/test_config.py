@@ -68,6 +68,8 @@ def test_choices_are_those_of_the_networks():
         (["--momentum", "1"], "--momentum"),
         (["--label-smoothing", "1"], "--label-smoothing"),
         (["--ema", "1"], "--ema"),
+        (["--norm-bias-lr", "0"], "--norm-bias-lr"),
+        (["--zero-init", "true", "--weights", "w.pth"], "--zero-init"),
         (["--flip", "true"], "--flip"),
         (["--mixup", "-0.1"], "--mixup"),
         (["--cutmix", "-1"], "--cutmix"),

@@ -70,6 +70,8 @@ class Config:
     """First layers of resnet18 and resnet34: 7x7/2 + pool, 3x3, 3x3 + pool, or 3x3 valid + 2x2/1 pool."""
     init: Literal["default", "pytorch", "kaiming", "glorot"] = "default"
     """Initial weights: the network's own (PyTorch's for resnet18 and 34), PyTorch's, Kaiming or Keras' Glorot."""
+    zero_init: bool = False
+    """Begin with the last BatchNorm of each residual block at 0, so that the blocks begin as the identity."""
     weights: str = ""
     """File with torchvision's weights to start from, all but the last layer."""
 
@@ -89,6 +91,8 @@ class Config:
     """Weight decay (decoupled in adamw, L2 in the others), at least 0."""
     decay_norm_and_bias: bool = True
     """Decay normalisation layers and biases too."""
+    norm_bias_lr: float = 1.0
+    """Factor for the learning rate of BatchNorm's biases, above 0; a step's decay of them stays as it was."""
     label_smoothing: float = 0.0
     """Label smoothing, 0 to below 1."""
     ema: float = 0.0
@@ -149,6 +153,8 @@ class Config:
             raise InputError(f"--data-dir {self.data_dir}: the shapes are built in; leave it away, or use folder")
         if self.optimizer == "nesterov" and not self.momentum:
             raise InputError("--optimizer nesterov: expected --momentum above 0 with it")
+        if self.zero_init and self.weights:
+            raise InputError("--zero-init true: --weights would take its place; leave one of the two away")
         if not set(self.name) <= _NAME_CHARACTERS or self.name.startswith("."):
             raise InputError(f"--name {self.name}: expected letters, digits, dots, dashes and underscores")
 
@@ -194,6 +200,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "momentum": (0, 1, "0 to below 1"),
     "weight_decay": (0, math.inf, "at least 0"),
     "label_smoothing": (0, 1, "0 to below 1"),
+    "norm_bias_lr": (_SMALLEST, math.inf, "a number above 0"),
     "ema": (0, 1, "0 to below 1"),
     "gamma": (_SMALLEST, math.inf, "a number above 0"),
     "decay": (0, math.inf, "at least 0"),

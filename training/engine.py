@@ -32,7 +32,7 @@ from training.config import HELD_OUT, Config, flag
 from training.hardware import DTYPES, threads_per_process
 from training.inference import EVALUATION_BATCH, Predictor
 from training.metrics import TrainingMetrics
-from training.optim import lr_factor, make_optimizer
+from training.optim import lr_factor, make_optimizer, set_lr
 from training.peers import from_first_process
 from training.stopping import StopAgreement, StopRequest
 
@@ -65,7 +65,7 @@ def initial_model(config: Config, num_classes: int) -> nn.Module:
     """The network with its first weights: drawn from the seed, or all but the head from --weights."""
     torch.manual_seed(config.seed)
     try:
-        model = build_model(config.model, num_classes, config.stem, config.init)
+        model = build_model(config.model, num_classes, config.stem, config.init, config.zero_init)
         if config.weights:
             load_pretrained(model, config.weights)
     except OSError as error:
@@ -232,9 +232,7 @@ class Trainer:
 
     def train_step(self, batches: list[Batch]) -> None:
         """One optimizer step from this process' micro-batches of one global batch, already augmented."""
-        lr = self.lr(self.progress.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer, self.lr(self.progress.step))
         self.model.train()
         for number, batch in enumerate(batches, start=1):
             # Gradients are averaged over the processes once a step, with the last micro-batch.
