@@ -3,6 +3,7 @@
 Every choice is a hash of (seed, epoch, sample id): see data/keyed.py.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,12 +26,15 @@ class Augmentation:
         both ways (Jordan, 2024, arXiv:2404.00498).
     cutout: side in pixels of a square, centred anywhere in the image, set to the mean colour (DeVries and
         Taylor, 2017, arXiv:1708.04552).
+    erasing: probability of a rectangle of 2 to 33 % of the area, in any place where the whole of it fits, set to
+        the mean colour (Zhong et al., 2017, arXiv:1708.04896).
     """
 
     crop_padding: int = 0
     crop_mode: str = "zero"
     flip: str = "none"
     cutout: int = 0
+    erasing: float = 0.0
 
 
 class BatchTransform:
@@ -77,6 +81,8 @@ class BatchTransform:
         floats = self.normalize(images)
         if chosen.cutout:
             cutout_(floats, ids, chosen.cutout, self.seed, epoch)
+        if chosen.erasing:
+            erase_(floats, ids, chosen.erasing, self.seed, epoch)
         return floats
 
 
@@ -137,11 +143,57 @@ def cutout_(images: Tensor, ids: Tensor, size: int, seed: int, epoch: int) -> Te
     """
     height, width = images.shape[2:]
     bits = random_bits(ids, seed, "cutout", epoch)
-    top = random_integers(bits, height, field=0)[:, None] - size // 2
-    left = random_integers(bits, width, field=1)[:, None] - size // 2
-    y = torch.arange(height, device=images.device)
-    x = torch.arange(width, device=images.device)
-    in_rows = (y >= top) & (y < top + size)
-    in_columns = (x >= left) & (x < left + size)
+    top = random_integers(bits, height, field=0) - size // 2
+    left = random_integers(bits, width, field=1) - size // 2
+    return _hide_(images, top, left, top + size, left + size)
+
+
+ERASED_AREA = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
+ERASING_ATTEMPTS = 10
+"""The rectangles of torchvision's RandomErasing: shares of the area, height / width, and draws until one fits."""
+
+
+def erase_(images: Tensor, ids: Tensor, probability: float, seed: int, epoch: int) -> Tensor:
+    """Set, in place, a random rectangle in a random share of the images to 0, the mean colour.
+
+    Area and ratio are torchvision's: uniform in ERASED_AREA, log-uniform in ERASED_RATIO, drawn again where the
+    rectangle is as high or as wide as the image.
+
+    Args:
+        images: (n, c, h, w), normalised.
+        ids: int64 (n,).
+    """
+    height, width = images.shape[2:]
+    heights, widths = _rectangles(ids, height, width, seed, epoch)
+    fits = (heights < height) & (widths < width)
+    first = fits.byte().argmax(dim=1, keepdim=True)  # of equal ones argmax takes the first
+    heights, widths = heights.gather(1, first).squeeze(1), widths.gather(1, first).squeeze(1)
+    place = random_bits(ids, seed, "erasing place", epoch)
+    top = random_integers(place, height - heights + 1, field=0)
+    left = random_integers(place, width - widths + 1, field=1)
+    chosen = shift_right(random_bits(ids, seed, "erasing", epoch), 32) < round(probability * (1 << 32))
+    heights = torch.where(chosen & fits.any(dim=1), heights, 0)
+    return _hide_(images, top, left, top + heights, left + widths)
+
+
+def _rectangles(ids: Tensor, height: int, width: int, seed: int, epoch: int) -> tuple[Tensor, Tensor]:
+    """Height and width of each attempt at a rectangle, both int64 (n, ERASING_ATTEMPTS)."""
+    attempts = ids[:, None] * ERASING_ATTEMPTS + torch.arange(ERASING_ATTEMPTS, device=ids.device)
+    bits = random_bits(attempts, seed, "erasing size", epoch)
+    # In float64: the last bits of exp, in which devices may differ, are lost when pixels are counted.
+    upper, lower = (half.double() / (1 << 32) for half in (shift_right(bits, 32), bits & 0xFFFFFFFF))
+    area = height * width * (ERASED_AREA[0] + upper * (ERASED_AREA[1] - ERASED_AREA[0]))
+    first, last = (math.log(ratio) for ratio in ERASED_RATIO)
+    ratio = (first + lower * (last - first)).exp()
+    return (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+
+
+def _hide_(images: Tensor, top: Tensor, left: Tensor, bottom: Tensor, right: Tensor) -> Tensor:
+    """Set, in place, a rectangle of each image to 0: its first and its first following row and column, (n,)."""
+    y = torch.arange(images.shape[2], device=images.device)
+    x = torch.arange(images.shape[3], device=images.device)
+    in_rows = (y >= top[:, None]) & (y < bottom[:, None])
+    in_columns = (x >= left[:, None]) & (x < right[:, None])
     hidden = in_rows[:, None, :, None] & in_columns[:, None, None, :]
     return images.masked_fill_(hidden, 0)  # in place: masked_fill would not keep the memory format

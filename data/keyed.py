@@ -57,10 +57,11 @@ def random_bits(ids: Tensor, seed: int, purpose: str, *counters: int) -> Tensor:
     return bits ^ shift_right(bits, 31)
 
 
-def random_integers(bits: Tensor, bound: int, field: int = 0) -> Tensor:
+def random_integers(bits: Tensor, bound: int | Tensor, field: int = 0) -> Tensor:
     """Integers in [0, bound) from one of the two 32-bit halves of `bits` (`field` 0 or 1).
 
-    Multiply and shift (Lemire, 2019) keeps to integers; the bias is below bound / 2**32.
+    A tensor of bounds gives each number its own. Multiply and shift (Lemire, 2019) keeps to integers; the bias is
+    below bound / 2**32.
     """
     half = shift_right(bits, 32) if field == 0 else bits & 0xFFFFFFFF
     return (half * bound) >> 32

@@ -26,7 +26,8 @@ def build_model(
 
     With `zero_init` the last BatchNorm of each residual block begins with weight 0.
 
-    ValueError for a name that is not in MODELS, STEMS or INITS, and for a stem, init or zero_init that does not apply.
+    ValueError for a name that is not in MODELS, STEMS or INITS, and for a stem, init or zero_init that does not
+    apply.
     """
     for field, value, allowed in (("model", name, MODELS), ("stem", stem, STEMS), ("init", init, INITS)):
         if value not in allowed:

@@ -1,5 +1,6 @@
 """Augmentation of batches against one image at a time, written out in NumPy with the same hashes."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.functional import normalize
 
-from data.augment import Augmentation, BatchTransform, crop_and_flip, cutout_
+from data.augment import Augmentation, BatchTransform, crop_and_flip, cutout_, erase_
 from data.keyed import random_bits
 from data.spec import CIFAR10
 from tests.images import random_images
@@ -20,7 +21,7 @@ from tests.images import random_images
 properties = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 MODES = ("zero", "reflect", "edge")
 FLIPS = ("none", "random", "alternating")
-ALL = Augmentation(crop_padding=4, crop_mode="reflect", flip="random", cutout=8)
+ALL = Augmentation(crop_padding=4, crop_mode="reflect", flip="random", cutout=8, erasing=0.5)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -203,6 +204,50 @@ def test_cutout_hides_with_the_mean_colour() -> None:
     assert (result[result != 0] < -1).all()
 
 
+# Random erasing ---------------------------------------------------------------------------------------------
+
+
+def erased_one(height: int, width: int, number: int, seed: int, epoch: int) -> np.ndarray:
+    """(h, w) bool: the pixels that erasing hides, as torchvision's RandomErasing.get_params draws them."""
+    hidden = np.zeros((height, width), dtype=bool)
+    for attempt in range(10):
+        upper, lower = halves(number * 10 + attempt, seed, "erasing size", epoch)
+        area = height * width * (0.02 + upper / 2**32 * (0.33 - 0.02))
+        ratio = math.exp(math.log(0.3) + lower / 2**32 * (math.log(3.3) - math.log(0.3)))
+        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if h < height and w < width:
+            upper, lower = halves(number, seed, "erasing place", epoch)
+            top, left = upper * (height - h + 1) >> 32, lower * (width - w + 1) >> 32
+            hidden[top : top + h, left : left + w] = True
+            break
+    return hidden
+
+
+@properties
+@given(
+    ids=st.lists(st.integers(0, 1 << 40), min_size=1, max_size=5),
+    size=st.tuples(st.integers(1, 32), st.integers(1, 32)),
+    epoch=st.integers(0, 1000),
+)
+def test_erasing_hides_the_pixels_that_the_reference_hides(
+    ids: list[int], size: tuple[int, int], epoch: int
+) -> None:
+    result = erase_(torch.ones(len(ids), 3, *size), torch.tensor(ids), 1.0, 5, epoch)
+    for number, found in zip(ids, result.numpy(), strict=True):
+        np.testing.assert_array_equal(found, np.broadcast_to(~erased_one(*size, number, 5, epoch), found.shape))
+
+
+def test_erasing_changes_its_share_of_the_images_by_torchvisions_areas() -> None:
+    hidden = erase_(torch.ones(4000, 1, 32, 32), torch.arange(4000), 0.25, 0, 0)[:, 0] == 0
+    areas = hidden.flatten(1).sum(1)
+    erased = areas[areas > 0].double() / 1024
+    assert abs(len(erased) - 1000) < 150
+    assert abs(erased.mean() - (0.02 + 0.33) / 2) < 0.01
+    assert 0.01 < erased.min() < 0.03
+    assert 0.32 < erased.max() < 0.35
+    assert hidden.any(dim=0).all()
+
+
 # Normalising, and all together ------------------------------------------------------------------------------
 
 
@@ -221,6 +266,7 @@ def test_normalising_is_torchvisions() -> None:
         Augmentation(flip="random"),
         Augmentation(cutout=16),
         Augmentation(crop_padding=3, crop_mode="edge", flip="random", cutout=7),
+        Augmentation(flip="alternating", cutout=4, erasing=1.0),
     ],
     ids=str,
 )
@@ -231,6 +277,8 @@ def test_augmenting_is_crop_flip_normalise_and_cutout_of_each_image(chosen: Augm
         expected = normalize_one(crop_and_flip_one(image, number, chosen, 9, 2))
         if chosen.cutout:
             expected[hidden_one(32, 32, chosen.cutout, number, 9, 2)] = 0
+        if chosen.erasing:
+            expected[erased_one(32, 32, number, 9, 2)] = 0
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 

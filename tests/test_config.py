@@ -71,6 +71,7 @@ def test_choices_are_those_of_the_networks():
         (["--norm-bias-lr", "0"], "--norm-bias-lr"),
         (["--zero-init", "true", "--weights", "w.pth"], "--zero-init"),
         (["--flip", "true"], "--flip"),
+        (["--erasing", "1.1"], "--erasing"),
         (["--mixup", "-0.1"], "--mixup"),
         (["--cutmix", "-1"], "--cutmix"),
         (["--subset", "0"], "--subset"),

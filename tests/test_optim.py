@@ -114,7 +114,7 @@ def test_batchnorms_biases_learn_faster_and_are_decayed_as_before(kind):
         optimizer = make_optimizer(Config(optimizer=kind, weight_decay=decay, norm_bias_lr=factor), model)
         set_lr(optimizer, 0.01)
         optimizer.step()
-        moved[factor, decay] = {name: float(p.mean()) - 0.5 for name, p in model.named_parameters()}
+        moved[factor, decay] = {name: float(p.detach().mean()) - 0.5 for name, p in model.named_parameters()}
     assert moved[64.0, 0.0]["1.bias"] == pytest.approx(64 * moved[1.0, 0.0]["1.bias"])
     decayed = [moved[factor, 0.1]["1.bias"] - moved[factor, 0.0]["1.bias"] for factor in (1.0, 64.0)]
     assert decayed == pytest.approx([-0.01 * 0.1 * 0.5] * 2)

@@ -57,6 +57,8 @@ class Config:
     """Mirror images left to right: none, random (half of them), or alternating (in each epoch the other half)."""
     cutout: int = 0
     """Side of a square hidden in each image, in pixels, 0 to 32."""
+    erasing: float = 0.0
+    """Share of the images in which a random rectangle is hidden (random erasing), 0 to 1."""
     mixup: float = 0.0
     """Alpha of mixup's Beta distribution: weighted means of two images and their losses, at least 0. 0: none."""
     cutmix: float = 0.0
@@ -191,6 +193,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "val_fraction": (_SMALLEST, 1, "a fraction above 0 and below 1"),
     "crop_padding": (0, 32, "0 to 31 pixels"),
     "cutout": (0, 33, "0 to 32 pixels"),
+    "erasing": (0, math.nextafter(1, 2), "0 to 1"),
     "mixup": (0, math.inf, "at least 0"),
     "cutmix": (0, math.inf, "at least 0"),
     "epochs": (1, math.inf, "at least 1"),
