@@ -197,7 +197,7 @@ class Recorder(NullRecorder):
         from training.inference import open_predictor
 
         assert self.tracking is not None
-        predictor, _, weights = open_predictor(self.folder, flip=False)
+        predictor, _, weights = open_predictor(self.folder)
         evaluation = evaluate_images(predictor, self.prepared, trainer.val_ids)
         title = f"{self.folder.name}: validation, accuracy {100 * evaluation.report['accuracy']:.2f} %"
         pictures = draw_evaluation(evaluation, self.prepared, title, self.folder / "validation")
