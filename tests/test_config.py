@@ -72,6 +72,8 @@ def test_choices_are_those_of_the_networks():
         (["--zero-init", "true", "--weights", "w.pth"], "--zero-init"),
         (["--flip", "true"], "--flip"),
         (["--erasing", "1.1"], "--erasing"),
+        (["--sam", "-0.1"], "--sam"),
+        (["--sam-adaptive", "true"], "--sam-adaptive"),
         (["--mixup", "-0.1"], "--mixup"),
         (["--cutmix", "-1"], "--cutmix"),
         (["--subset", "0"], "--subset"),

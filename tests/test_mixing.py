@@ -15,7 +15,7 @@ from data.resident_loader import ResidentLoader
 from data.sampling import epoch_batches, partner_batches
 from data.stream import Stream, epoch_digest
 from tests.images import prepared_pixels
-from training.engine import training_loss
+from training.loss import training_loss
 
 SIZE = (32, 32)
 

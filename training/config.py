@@ -99,6 +99,10 @@ class Config:
     """Label smoothing, 0 to below 1."""
     ema: float = 0.0
     """Decay of a moving average of the weights, validated and saved in their place, 0 to below 1. 0: none."""
+    sam: float = 0.0
+    """Rho of sharpness-aware minimisation: length of the step to the second gradient, at least 0. 0: none."""
+    sam_adaptive: bool = False
+    """Measure that step relative to each weight (ASAM)."""
     sync_batchnorm: bool = False
     """BatchNorm over the images of all processes: results then agree for any number of them, but for rounding."""
     schedule: Literal["multistep", "cosine", "triangle", "inverse-time", "constant"] = "multistep"
@@ -155,6 +159,8 @@ class Config:
             raise InputError(f"--data-dir {self.data_dir}: the shapes are built in; leave it away, or use folder")
         if self.optimizer == "nesterov" and not self.momentum:
             raise InputError("--optimizer nesterov: expected --momentum above 0 with it")
+        if self.sam_adaptive and not self.sam:
+            raise InputError("--sam-adaptive true: expected --sam above 0 with it")
         if self.zero_init and self.weights:
             raise InputError("--zero-init true: --weights would take its place; leave one of the two away")
         if not set(self.name) <= _NAME_CHARACTERS or self.name.startswith("."):
@@ -205,6 +211,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "label_smoothing": (0, 1, "0 to below 1"),
     "norm_bias_lr": (_SMALLEST, math.inf, "a number above 0"),
     "ema": (0, 1, "0 to below 1"),
+    "sam": (0, math.inf, "at least 0"),
     "gamma": (_SMALLEST, math.inf, "a number above 0"),
     "decay": (0, math.inf, "at least 0"),
     "warmup": (0, math.inf, "at least 0 epochs"),

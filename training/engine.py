@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -31,9 +30,11 @@ from training.cli import RunError
 from training.config import HELD_OUT, Config, flag
 from training.hardware import DTYPES, threads_per_process
 from training.inference import EVALUATION_BATCH, Predictor
+from training.loss import training_loss
 from training.metrics import TrainingMetrics
 from training.optim import lr_factor, make_optimizer, set_lr
 from training.peers import from_first_process
+from training.sam import SAM
 from training.stopping import StopAgreement, StopRequest
 
 
@@ -96,18 +97,6 @@ def make_stream(
 def pixel_statistics(config: Config, prepared: Prepared) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """What normalisation subtracts and divides by: mean 0 and deviation 1 where pixels are only scaled."""
     return (prepared.mean, prepared.std) if config.normalize else ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-
-
-def training_loss(logits: Tensor, batch: Batch, smoothing: float) -> Tensor:
-    """Mean cross-entropy with label smoothing (Szegedy et al., 2015, arXiv:1512.00567), a scalar.
-
-    Of mixed images it is lam x that of their own labels + (1 - lam) x that of their partners', both smoothed.
-    """
-    loss = F.cross_entropy(logits, batch.labels, label_smoothing=smoothing)
-    if batch.partner_labels is None:
-        return loss
-    partners = F.cross_entropy(logits, batch.partner_labels, label_smoothing=smoothing)
-    return batch.lam * loss + (1 - batch.lam) * partners
 
 
 @dataclass
@@ -189,6 +178,7 @@ class Trainer:
         optimizer = make_optimizer(config, model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.network: nn.Module = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.sam = SAM(self.network, config.sam, config.sam_adaptive) if config.sam else None
         # What is validated and saved: the weights, or their moving average.
         self.result: nn.Module = self.average.module if self.average else self.network
         precision = accelerator.mixed_precision
@@ -235,18 +225,27 @@ class Trainer:
         """One optimizer step from this process' micro-batches of one global batch, already augmented."""
         set_lr(self.optimizer, self.lr(self.progress.step))
         self.model.train()
-        for number, batch in enumerate(batches, start=1):
-            # Gradients are averaged over the processes once a step, with the last micro-batch.
-            with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model):
-                logits = self.model(batch.images)
-                loss = training_loss(logits, batch, self.config.label_smoothing)
-                self.accelerator.backward(loss / len(batches))
-            self.metrics.update(loss.detach(), logits.detach(), batch.labels)
+        self._backward(batches, self.metrics.update)
+        if self.sam:
+            with self.sam.perturbed():
+                self._backward(batches)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average:
             self.average.update_parameters(self.network)
         self.progress.step += 1
+
+    def _backward(self, batches: list[Batch], visit: Callable[..., None] = lambda *results: None) -> None:
+        """The gradient of the global batch's mean loss; `visit` is shown each loss, logits and labels."""
+        if self.has_dropout:
+            self._seed_dropout()
+        for number, batch in enumerate(batches, start=1):
+            # Gradients are averaged over the processes once, with the last micro-batch.
+            with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model):
+                logits = self.model(batch.images)
+                loss = training_loss(logits, batch, self.config.label_smoothing)
+                self.accelerator.backward(loss / len(batches))
+            visit(loss.detach(), logits.detach(), batch.labels)
 
     def train_epoch(self) -> Generator[None]:
         """The steps that are left of the current epoch, yielding after each.
@@ -262,8 +261,6 @@ class Trainer:
         with closing(self.stream.epoch(epoch, done)) as steps:
             for batches in steps:
                 self.stop.check()
-                if self.has_dropout:
-                    self._seed_dropout()
                 self.train_step(batches)
                 yield
         self.metrics.read()  # waits for the device
@@ -280,7 +277,10 @@ class Trainer:
             self._training_since = now
 
     def _seed_dropout(self) -> None:
-        """Dropout draws from torch's generator: make that, too, a function of position."""
+        """Dropout draws from torch's generator: make that, too, a function of position.
+
+        With SAM both gradients of a step are those of one masked network.
+        """
         rank = torch.tensor([self.accelerator.process_index])
         torch.manual_seed(int(random_bits(rank, self.config.seed, "dropout", self.progress.step)))
 
