@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.keyed import random_bits, random_integers, shift_right
+from data.trivial import trivial_augment
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Augmentation:
         Taylor, 2017, arXiv:1708.04552).
     erasing: probability of a rectangle of 2 to 33 % of the area, in any place where the whole of it fits, set to
         the mean colour (Zhong et al., 2017, arXiv:1708.04896).
+    trivial: one operation of TrivialAugment, after crop and flip: see data/trivial.py.
     """
 
     crop_padding: int = 0
@@ -35,6 +37,7 @@ class Augmentation:
     flip: str = "none"
     cutout: int = 0
     erasing: float = 0.0
+    trivial: bool = False
 
 
 class BatchTransform:
@@ -78,6 +81,8 @@ class BatchTransform:
         """(n, 3, h, w) uint8 and their ids (n,) -> augmented and normalised."""
         chosen = self.augmentation
         images = crop_and_flip(images, ids, chosen, self.seed, epoch)
+        if chosen.trivial:
+            images = trivial_augment(images, ids, self.seed, epoch)
         floats = self.normalize(images)
         if chosen.cutout:
             cutout_(floats, ids, chosen.cutout, self.seed, epoch)

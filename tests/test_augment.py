@@ -16,12 +16,13 @@ from torchvision.transforms.functional import normalize
 from data.augment import Augmentation, BatchTransform, crop_and_flip, cutout_, erase_
 from data.keyed import random_bits
 from data.spec import CIFAR10
+from data.trivial import trivial_augment
 from tests.images import random_images
 
 properties = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 MODES = ("zero", "reflect", "edge")
 FLIPS = ("none", "random", "alternating")
-ALL = Augmentation(crop_padding=4, crop_mode="reflect", flip="random", cutout=8, erasing=0.5)
+ALL = Augmentation(crop_padding=4, crop_mode="reflect", flip="random", cutout=8, erasing=0.5, trivial=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -267,6 +268,7 @@ def test_normalising_is_torchvisions() -> None:
         Augmentation(cutout=16),
         Augmentation(crop_padding=3, crop_mode="edge", flip="random", cutout=7),
         Augmentation(flip="alternating", cutout=4, erasing=1.0),
+        Augmentation(crop_padding=4, flip="random", trivial=True),
     ],
     ids=str,
 )
@@ -274,7 +276,10 @@ def test_augmenting_is_crop_flip_normalise_and_cutout_of_each_image(chosen: Augm
     images, ids = random_images(6), [3, 0, 77, 49_999, 12, 5]
     result = to_images(transform(chosen, seed=9).augment(to_batch(images), torch.tensor(ids), epoch=2))
     for image, number, found in zip(images, ids, result, strict=True):
-        expected = normalize_one(crop_and_flip_one(image, number, chosen, 9, 2))
+        moved = crop_and_flip_one(image, number, chosen, 9, 2)
+        if chosen.trivial:
+            moved = to_images(trivial_augment(to_batch(moved[None].copy()), torch.tensor([number]), 9, 2))[0]
+        expected = normalize_one(moved)
         if chosen.cutout:
             expected[hidden_one(32, 32, chosen.cutout, number, 9, 2)] = 0
         if chosen.erasing:

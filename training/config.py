@@ -57,6 +57,8 @@ class Config:
     """Mirror images left to right: none, random (half of them), or alternating (in each epoch the other half)."""
     cutout: int = 0
     """Side of a square hidden in each image, in pixels, 0 to 32."""
+    trivial_augment: bool = False
+    """One random operation of TrivialAugment on each image: geometric, of colour, or none."""
     erasing: float = 0.0
     """Share of the images in which a random rectangle is hidden (random erasing), 0 to 1."""
     mixup: float = 0.0

@@ -77,7 +77,14 @@ def initial_model(config: Config, num_classes: int) -> nn.Module:
 
 
 def make_transform(config: Config, prepared: Prepared, device: torch.device, precision: str) -> BatchTransform:
-    chosen = (config.crop_padding, config.crop_mode, config.flip, config.cutout, config.erasing)
+    chosen = (
+        config.crop_padding,
+        config.crop_mode,
+        config.flip,
+        config.cutout,
+        config.erasing,
+        config.trivial_augment,
+    )
     augmentation = Augmentation(*chosen)
     mean, std = pixel_statistics(config, prepared)
     return BatchTransform(mean, std, augmentation, config.seed, device, DTYPES[precision])
