@@ -30,6 +30,18 @@ RESUMED = {
 }
 """Names and settings of the runs that are stopped and resumed."""
 
+AUGMENTED = {
+    "flip": "alternating",
+    "cutout": 8,
+    "trivial_augment": True,
+    "erasing": 0.5,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+}
+TECHNIQUES = {"label_smoothing": 0.1, "ema": 0.9, "sam": 0.5, "sam_adaptive": True, "zero_init": True}
+EVERYTHING = {**RESUMED["adam-bf16-ffcv"], **AUGMENTED, **TECHNIQUES, "norm_bias_lr": 4.0, "accumulation": 2}
+RESUMED["everything"] = EVERYTHING
+
 STOPS = (2, 5, 8)  # of 10 steps in 2 epochs: in mid-epoch, at its end, before the validation, in mid-epoch again
 
 
@@ -39,16 +51,17 @@ def base_config(folder: Path, images: Path) -> Config:
 
 
 def stream_digests(config: Config) -> dict[str, list[str]]:
-    """The digests of two epochs, by loader, workers and accumulation."""
+    """The digests of two epochs, by loader, workers and accumulation; plain, and with all that changes images."""
     found = {}
     for loader_name, workers in (("resident", 1), ("ffcv", 1), ("ffcv", 2)):
         config = replace(config, batch_size=48, precision="no", cutout=8, loader=loader_name, workers=workers)
         accelerator = make_accelerator(config)
         prepared, loader, _ = open_data(config, accelerator)
-        for accumulation in (1, 2, 4):
-            stream, _ = make_stream(replace(config, accumulation=accumulation), accelerator, prepared, loader)
+        for accumulation, (kind, settings) in product((1, 2, 4), {"plain": {}, "augmented": AUGMENTED}.items()):
+            chosen = replace(config, accumulation=accumulation, **settings)
+            stream, _ = make_stream(chosen, accelerator, prepared, loader)
             digests = [epoch_digest(stream, epoch, accelerator.gather) for epoch in range(2)]
-            found[f"{loader_name}, {workers} workers, accumulation {accumulation}"] = digests
+            found[f"{kind}, {loader_name}, {workers} workers, accumulation {accumulation}"] = digests
     return found
 
 
@@ -58,11 +71,21 @@ def run(config: Config) -> None:
     train(config, StopRequest())
 
 
+SLOW = {
+    **{"split": "none", "loader": "resident", "precision": "no"},
+    **{"batch_size": 80, "lr": 1e-4, "stem": "cifar-pool", "init": "kaiming", "crop_padding": 0},
+}
+"""In fp32, where rounding errors grow slowly: large batches and weights, small steps."""
+
+
 def synchronized_training(config: Config) -> None:
-    """20 steps in fp32, where rounding errors grow slowly: large batches and weights, small steps."""
-    where = {"name": "synchronized", "split": "none", "loader": "resident", "precision": "no"}
-    slow = {"batch_size": 80, "epochs": 10, "lr": 1e-4, "stem": "cifar-pool", "init": "kaiming", "crop_padding": 0}
-    run(replace(config, sync_batchnorm=True, **where, **slow))
+    """20 steps."""
+    run(replace(config, name="synchronized", sync_batchnorm=True, epochs=10, **SLOW))
+
+
+def sharpness_aware_training(config: Config, processes: int) -> None:
+    """4 steps of SAM, each global batch in 2 parts: those of the processes, or of accumulation."""
+    run(replace(config, name="sam", sam=2.0, accumulation=2 // processes, **SLOW))
 
 
 def stopped_and_resumed(config: Config, name: str) -> None:
@@ -95,8 +118,11 @@ def main(folder: Path, images: Path, cases: list[str]) -> None:
     Accelerator.end_training = lambda self: None  # the process group is needed for the next run
     config = base_config(folder, images)
     digests = stream_digests(config)
-    if int(os.environ.get("WORLD_SIZE", "1")) != 3:  # 80 images do not divide by 3
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes != 3:  # 80 images do not divide by 3
         synchronized_training(config)
+    if processes <= 2:
+        sharpness_aware_training(config, processes)
     for name in cases:
         stopped_and_resumed(config, name)
     if int(os.environ.get("RANK", "0")) == 0:
