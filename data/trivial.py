@@ -3,9 +3,9 @@ operation at one strength, both drawn evenly.
 
 The operations, their strengths and what they do are those of torchvision's TrivialAugmentWide on uint8 images,
 with nearest pixels and black outside. All of them make sense at 32x32, though the farthest shift, of 32 pixels,
-leaves a black image. torchvision's own class draws from torch's generator, one operation and strength for a whole batch,
-and its functions take one strength for all images. So only autocontrast and equalize, which have none, are its own
-here. The others are written in integers, which every device computes alike.
+leaves a black image. torchvision's own class draws from torch's generator, one operation and strength for a
+whole batch, and its functions take one strength for all images. So only autocontrast and equalize, which have
+none, are its own here. The others are written in integers, which every device computes alike.
 """
 
 import math

@@ -39,7 +39,7 @@ AUGMENTED = {
     "cutmix": 1.0,
 }
 TECHNIQUES = {"label_smoothing": 0.1, "ema": 0.9, "sam": 0.5, "sam_adaptive": True, "zero_init": True}
-EVERYTHING = {**RESUMED["adam-bf16-ffcv"], **AUGMENTED, **TECHNIQUES, "norm_bias_lr": 4.0, "accumulation": 2}
+EVERYTHING = {**RESUMED["adam-no-ffcv"], **AUGMENTED, **TECHNIQUES, "norm_bias_lr": 4.0, "accumulation": 2}
 RESUMED["everything"] = EVERYTHING
 
 STOPS = (2, 5, 8)  # of 10 steps in 2 epochs: in mid-epoch, at its end, before the validation, in mid-epoch again

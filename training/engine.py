@@ -212,14 +212,16 @@ class Trainer:
         """Let DDP arrange its gradient buckets before the first step.
 
         It does so after its first backward pass, and another arrangement adds the gradients of three or more
-        processes in another order: a resumed run would differ from an uninterrupted one in its first step.
+        processes in another order: a resumed run would differ from an uninterrupted one in its first step. The
+        second forward pass builds the new buckets; were its gradients not taken, the reducer would go on waiting
+        for them, and average those of the first step's first micro-batch too early.
         """
         if self.accelerator.num_processes == 1:
             return
         buffers = [buffer.clone() for buffer in self.network.buffers()]
         images = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.accelerator.device)
-        self.model(images).sum().backward()
-        self.model(images)  # here the new buckets are built
+        for _ in range(2):
+            self.model(images).sum().backward()
         self.optimizer.zero_grad()
         for buffer, former in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(former)
