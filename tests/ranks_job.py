@@ -84,8 +84,9 @@ def synchronized_training(config: Config) -> None:
 
 
 def sharpness_aware_training(config: Config, processes: int) -> None:
-    """4 steps of SAM, each global batch in 2 parts: those of the processes, or of accumulation."""
-    run(replace(config, name="sam", sam=2.0, accumulation=2 // processes, **SLOW))
+    """One step of SAM, from a global batch in 2 parts: those of the processes, or of accumulation."""
+    one_step = SLOW | {"batch_size": 160, "epochs": 1}
+    run(replace(config, name="sam", sam=0.2, accumulation=2 // processes, **one_step))
 
 
 def stopped_and_resumed(config: Config, name: str) -> None:

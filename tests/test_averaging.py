@@ -1,9 +1,19 @@
 """The moving average of the weights, against its formula."""
 
+import json
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from train import train
 from training.averaging import MovingAverage
+from training.checkpoint import load_newest_checkpoint, weights_sha256
+from training.config import Config
+from training.engine import Trainer, initial_model, open_data
+from training.hardware import make_accelerator
+from training.stopping import StopRequest
 
 
 def small_network() -> nn.Module:
@@ -48,3 +58,35 @@ def test_its_state_is_restored_to_the_same_bits():
             other.update_parameters(network)
     restored = other.state_dict()
     assert all(torch.equal(value, restored[name]) for name, value in one.state_dict().items())
+
+
+def test_a_run_saves_the_average_and_goes_on_with_both(
+    images: Path, tmp_path: Path, process_as_it_was: None
+) -> None:
+    small = {"stem": "imagenet", "epochs": 1, "batch_size": 32, "lr": 0.02, "precision": "no", "ema": 0.9}
+    where = {"data_dir": str(images), "runs_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+    kept = {"dataset": "folder", "name": "averaged", "loader": "resident", "tracker": "none", "split": "none"}
+    train(Config(**small, **where, **kept), StopRequest())  # type: ignore[arg-type]
+    saved = load_file(tmp_path / "averaged" / "best.safetensors")
+    state = load_newest_checkpoint(tmp_path / "averaged" / "checkpoints")
+    assert state is not None
+    assert state["average"]["n_averaged"] == 5
+    assert saved.keys() == state["model"].keys()
+    for name, value in saved.items():
+        assert torch.equal(value, state["average"][f"module.{name}"])
+    assert not torch.equal(saved["conv1.weight"], state["model"]["conv1.weight"])
+    summary = json.loads((tmp_path / "averaged" / "summary.json").read_text())
+    assert summary["weights_sha256"] == weights_sha256(saved)
+
+
+def test_validation_is_of_the_average(images: Path, tmp_path: Path, process_as_it_was: None) -> None:
+    """An average that has not moved yet, while the weights are no longer finite."""
+    where = {"data_dir": str(images), "cache_dir": str(tmp_path / "cache"), "dataset": "folder"}
+    config = Config(ema=0.9, stem="imagenet", precision="no", loader="resident", **where)  # type: ignore[arg-type]
+    accelerator = make_accelerator(config)
+    prepared, loader, _ = open_data(config, accelerator)
+    trainer = Trainer(config, accelerator, initial_model(config, 10), prepared, loader, StopRequest())
+    before = trainer.validate()["loss"]
+    with torch.no_grad():
+        trainer.network.conv1.weight.fill_(torch.inf)  # type: ignore[operator, union-attr]
+    assert trainer.validate()["loss"] == before
