@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from training.cli import OneLineParser, one_line_errors
+from training.cli import TTA, TTA_HELP, OneLineParser, one_line_errors
 
 
 def main() -> None:
@@ -15,7 +15,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run's folder, or its best.safetensors")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which images (default: test)")
     parser.add_argument("--data-dir", type=Path, help="folder of the images (default: where the run found them)")
-    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average over mirror images")
+    parser.add_argument("--tta", choices=TTA, default="none", help=f"also report the mean over {TTA_HELP}")
     with one_line_errors():
         evaluate(parser.parse_args())
 
@@ -28,7 +28,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         arguments.run,
         arguments.split,
         arguments.data_dir,
-        flip=arguments.tta == "flip",
+        arguments.tta,
         show=lambda report: print_table(arguments.run, report),
     )
 
@@ -39,17 +39,25 @@ def print_table(run: Path, report: dict[str, Any]) -> None:
     for row in report["per_class"]:
         numbers = f"{row['images']:6}  {row['recall']:6.4f}  {row['precision']:9.4f}  {row['f1']:6.4f}"
         print(f"{row['class']:{width}}  {numbers}")
-    flip = ", with flip" if report["tta"] == "flip" else ""
-    print(
-        f"{run}, {report['split']}{flip}: {report['count']} images, loss {report['loss']:.4f}, accuracy "
-        f"{report['accuracy']:.4f}, top-5 {report['top5']:.4f}, macro F1 {report['macro_f1']:.4f}, micro F1 "
-        f"{report['micro_f1']:.4f}"
-    )
+    print(f"{run}, {report['split']}: {report['count']} images, {metrics(report)}")
+    if report["tta"] != "none":
+        print(f"with --tta {report['tta']}: {metrics(report, 'tta_')}")
     if "coarse_accuracy" in report:
         print(
             f"accuracy over the 20 coarse classes {report['coarse_accuracy']:.4f}; of {report['mistakes']} "
             f"mistakes {report['mistakes_within_coarse']} stay inside the right one"
         )
+
+
+def metrics(report: dict[str, Any], prefix: str = "") -> str:
+    names = {
+        "loss": "loss",
+        "accuracy": "accuracy",
+        "top5": "top-5",
+        "macro_f1": "macro F1",
+        "micro_f1": "micro F1",
+    }
+    return ", ".join(f"{shown} {report[prefix + name]:.4f}" for name, shown in names.items())
 
 
 if __name__ == "__main__":

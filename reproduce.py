@@ -193,7 +193,7 @@ def evaluate(run: Path, config: Config) -> None:
     weights = load_weights(run / "best.safetensors")[1]["weights_sha256"]
     found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
     if (found.get("split"), found.get("tta"), found.get("weights_sha256")) != (split, "none", weights):
-        found = evaluate_run(run, split, config.source_folder, flip=False)
+        found = evaluate_run(run, split, config.source_folder)
     print(f"{run}: {split} accuracy {100 * found['accuracy']:.2f} %", flush=True)
 
 

@@ -9,7 +9,7 @@ from data.decode import decode_stream
 from data.errors import InputError
 from data.files import write_atomically
 from data.sources import numbered_images, read_labels
-from training.cli import OneLineParser, one_line_errors
+from training.cli import TTA, TTA_HELP, OneLineParser, one_line_errors
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
         "--images", type=Path, required=True, help="folder of images named by number, such as 1.png"
     )
     parser.add_argument("--out", type=Path, required=True, help="the CSV file to write")
-    parser.add_argument("--tta", choices=("none", "flip"), default="none", help="flip: average over mirror images")
+    parser.add_argument("--tta", choices=TTA, default="none", help=f"predict by the mean over {TTA_HELP}")
     with one_line_errors():
         submit(parser.parse_args())
 
@@ -29,7 +29,7 @@ def submit(arguments: argparse.Namespace) -> None:
         raise InputError(f"--out {arguments.out}: is a folder; expected a file to write")
     images = numbered_images(arguments.images)
     check_against_sample(arguments.images, list(images))
-    labels = predict(arguments.run, list(images.values()), flip=arguments.tta == "flip")
+    labels = predict(arguments.run, list(images.values()), arguments.tta)
     table = pd.DataFrame({"id": list(images), "label": labels})
     write_atomically(arguments.out, table.to_csv(index=False, lineterminator="\n").encode())
     print(f"{arguments.out}: {len(table)} predictions")
@@ -53,7 +53,7 @@ def check_against_sample(folder: Path, ids: list[int]) -> None:
             return
 
 
-def predict(run: Path, paths: list[Path], flip: bool) -> list[str]:
+def predict(run: Path, paths: list[Path], tta: str) -> list[str]:
     """The class names predicted for image files, in their order. Only a few batches are in memory at a time."""
     # Imported here: torch takes seconds, and --help or a mistaken flag should not wait for it.
     import torch
@@ -61,12 +61,12 @@ def predict(run: Path, paths: list[Path], flip: bool) -> list[str]:
 
     from training.inference import EVALUATION_BATCH, open_predictor
 
-    predictor, about, _ = open_predictor(run, flip)
+    predictor, about, _ = open_predictor(run)
     classes, labels = about["classes"], []
     with tqdm(total=len(paths), desc="predicting", unit="image", disable=None) as bar:
         for pixels in decode_stream(paths, EVALUATION_BATCH):
             images = torch.from_numpy(pixels).to(predictor.device).permute(0, 3, 1, 2)
-            labels += [classes[index] for index in predictor.logits(images).argmax(1).tolist()]
+            labels += [classes[index] for index in predictor.logits(images, tta).argmax(1).tolist()]
             bar.update(len(pixels))
     return labels
 

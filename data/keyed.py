@@ -8,6 +8,7 @@ loader, on any number of processes and workers, before and after a restart.
 
 import hashlib
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,10 +57,11 @@ def random_bits(ids: Tensor, seed: int, purpose: str, *counters: int) -> Tensor:
     return bits ^ shift_right(bits, 31)
 
 
-def random_integers(bits: Tensor, bound: int, field: int = 0) -> Tensor:
+def random_integers(bits: Tensor, bound: int | Tensor, field: int = 0) -> Tensor:
     """Integers in [0, bound) from one of the two 32-bit halves of `bits` (`field` 0 or 1).
 
-    Multiply and shift (Lemire, 2019) keeps to integers; the bias is below bound / 2**32.
+    A tensor of bounds gives each number its own. Multiply and shift (Lemire, 2019) keeps to integers; the bias is
+    below bound / 2**32.
     """
     half = shift_right(bits, 32) if field == 0 else bits & 0xFFFFFFFF
     return (half * bound) >> 32
@@ -68,3 +70,14 @@ def random_integers(bits: Tensor, bound: int, field: int = 0) -> Tensor:
 def random_permutation(ids: Tensor, seed: int, purpose: str, *counters: int) -> Tensor:
     """`ids` (int64, one dimension) in the order of their hashes."""
     return ids[torch.argsort(random_bits(ids, seed, purpose, *counters), stable=True)]
+
+
+def keyed_generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
+    """A generator of its own for one position: for few numbers of distributions that integers do not give.
+
+    Its key is a hash of the position, so that nothing carries over from one position to the next. Philox'
+    bits are the same in every version of NumPy; how a distribution is made of them may change between versions
+    (NumPy's NEP 19), which summary.json records.
+    """
+    key = random_bits(torch.arange(2), seed, purpose, *counters).numpy().view(np.uint64)
+    return np.random.Generator(np.random.Philox(key=key))

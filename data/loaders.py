@@ -15,11 +15,16 @@ from data.prepared import Prepared
 
 
 class Batch(NamedTuple):
-    """Images uint8 (n, 3, h, w), channels_last in memory; labels and ids int64 (n,); all on the device."""
+    """Images uint8 (n, 3, h, w), channels_last in memory; labels and ids int64 (n,); all on the device.
+
+    Of mixed images (data/mixing.py) also the partners' labels (n,), and lam, the weight of `labels` in the loss.
+    """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
+    partner_labels: Tensor | None = None
+    lam: float = 1.0
 
 
 class Loader(Protocol):

@@ -86,6 +86,21 @@ def epoch_batches(ids: Tensor, batch_size: int, seed: int, epoch: int) -> Tensor
     return order[: steps * batch_size].view(steps, batch_size)
 
 
+def partner_batches(batches: Tensor, seed: int, epoch: int) -> Tensor:
+    """The global batches of an epoch (or its last ones), each permuted: the partners its images are mixed with.
+
+    An id occurs once in an epoch, so that its hash of (seed, epoch) orders its batch anew. An image may be its
+    own partner.
+
+    Args:
+        batches: int64 (steps, batch_size).
+
+    Returns:
+        int64 (steps, batch_size).
+    """
+    return batches.gather(1, random_bits(batches, seed, "partners", epoch).argsort(dim=1, stable=True))
+
+
 def micro_batches(batches: Tensor, rank: int, world_size: int, accumulation: int) -> Tensor:
     """This process' exact share of each global batch.
 

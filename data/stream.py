@@ -8,6 +8,7 @@ micro-batches: two machines that print the same feed their networks the same.
 """
 
 import hashlib
+import struct
 from collections.abc import Callable, Generator
 from contextlib import closing
 
@@ -17,7 +18,8 @@ from torch import Tensor
 from data.augment import BatchTransform
 from data.errors import InputError
 from data.loaders import Batch, Loader
-from data.sampling import epoch_batches, micro_batches
+from data.mixing import Mixing, draw_mixture, mix
+from data.sampling import epoch_batches, micro_batches, partner_batches
 
 
 class Stream:
@@ -31,6 +33,7 @@ class Stream:
         seed: of the order.
         accumulation: micro-batches of a step in each process.
         rank, world_size: of this process.
+        mixing: of pairs out of each global batch, whichever process has them.
 
     Raises:
         InputError: batch size, processes, accumulation and images do not fit together.
@@ -46,6 +49,7 @@ class Stream:
         accumulation: int = 1,
         rank: int = 0,
         world_size: int = 1,
+        mixing: Mixing | None = None,
     ):
         shares = world_size * accumulation
         if batch_size % shares:
@@ -65,22 +69,34 @@ class Stream:
         self.loader, self.transform, self.ids = loader, transform, ids
         self.batch_size, self.seed, self.accumulation = batch_size, seed, accumulation
         self.rank, self.world_size = rank, world_size
+        self.mixing = mixing or Mixing()
         self.steps_per_epoch = len(ids) // batch_size
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[list[Batch]]:
         """The micro-batches of each step of an epoch from `first_step` on; images are floats, augmented."""
         batches = epoch_batches(self.ids, self.batch_size, self.seed, epoch)[first_step:]
-        share = micro_batches(batches, self.rank, self.world_size, self.accumulation)
+        share = self._share(batches)
+        if self.mixing:  # a micro-batch and its partners are read and augmented as one batch
+            share = torch.cat([share, self._share(partner_batches(batches, self.seed, epoch))], dim=2)
         with closing(self.loader.read(list(share.flatten(0, 1)))) as reader:
-            for _ in range(len(share)):
-                yield [self._augmented(next(reader), epoch) for _ in range(self.accumulation)]
+            for step in range(first_step, first_step + len(share)):
+                yield [self._prepared(next(reader), epoch, step) for _ in range(self.accumulation)]
 
-    def _augmented(self, batch: Batch, epoch: int) -> Batch:
-        return batch._replace(images=self.transform.augment(batch.images, batch.ids, epoch))
+    def _share(self, batches: Tensor) -> Tensor:
+        return micro_batches(batches, self.rank, self.world_size, self.accumulation)
+
+    def _prepared(self, batch: Batch, epoch: int, step: int) -> Batch:
+        batch = batch._replace(images=self.transform.augment(batch.images, batch.ids, epoch))
+        if not self.mixing:
+            return batch
+        height, width = batch.images.shape[2:]
+        return mix(batch, draw_mixture(self.mixing, (height, width), self.seed, epoch, step))
 
 
 def epoch_digest(stream: Stream, epoch: int, gather: Callable[[Tensor], Tensor]) -> str:
     """SHA-256 of (ids, pixels, labels) of each global batch of an epoch, in order.
+
+    Where images are mixed, the partners' labels and lam (float32) follow.
 
     Args:
         gather: concatenates a tensor of every process, by rank; to be called by all of them.
@@ -88,10 +104,12 @@ def epoch_digest(stream: Stream, epoch: int, gather: Callable[[Tensor], Tensor])
     digest = hashlib.sha256()
     for step in stream.epoch(epoch):
         # a global batch is cut into micro-batches first, and each of them over the processes
-        whole = [torch.cat([gather(batch[field].contiguous()) for batch in step]).cpu() for field in range(3)]
-        images, labels, ids = whole
-        for tensor in (ids, images, labels):
-            digest.update(tensor.numpy().tobytes())
+        names = ("ids", "images", "labels", *(["partner_labels"] if stream.mixing else []))
+        for name in names:
+            whole = torch.cat([gather(getattr(batch, name).contiguous()) for batch in step])
+            digest.update(whole.cpu().numpy().tobytes())
+        if stream.mixing:
+            digest.update(struct.pack("<f", step[0].lam))
     return digest.hexdigest()
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from resnet.resnet import INITS, RESNET18_BLOCKS, RESNET34_BLOCKS, STEMS, ResNet, initialise
+from resnet.resnet import INITS, RESNET18_BLOCKS, RESNET34_BLOCKS, STEMS, BasicBlock, ResNet, initialise
 
 MODELS = ("resnet18", "resnet34", "torchvision-resnet18", "vgg16")
 
@@ -14,7 +14,9 @@ MODELS = ("resnet18", "resnet34", "torchvision-resnet18", "vgg16")
 HEADS = ("fc.", "classifier.6.")
 
 
-def build_model(name: str, num_classes: int, stem: str = "cifar", init: str = "default") -> nn.Module:
+def build_model(
+    name: str, num_classes: int, stem: str = "cifar", init: str = "default", zero_init: bool = False
+) -> nn.Module:
     """A network with fresh weights: images (N, 3, H, W) -> logits (N, num_classes).
 
     `stem` and `init` shape `resnet18` and `resnet34`. The comparison networks are torchvision's own code with
@@ -22,11 +24,23 @@ def build_model(name: str, num_classes: int, stem: str = "cifar", init: str = "d
     does; `vgg16` has no BatchNorm, and repeats the 1x1 map that a 32x32 image leaves 7x7 times for its first
     linear layer, and it has torchvision's initial weights. What would have no effect on them is refused.
 
-    ValueError for a name that is not in MODELS, STEMS or INITS, and for a stem or init that does not apply.
+    With `zero_init` the last BatchNorm of each residual block begins with weight 0.
+
+    ValueError for a name that is not in MODELS, STEMS or INITS, and for a stem, init or zero_init that does not
+    apply.
     """
     for field, value, allowed in (("model", name, MODELS), ("stem", stem, STEMS), ("init", init, INITS)):
         if value not in allowed:
             raise ValueError(f"{field} {value!r} is unknown: allowed are {', '.join(allowed)}")
+    network = _fresh_network(name, num_classes, stem, init)
+    if zero_init:
+        if name == "vgg16":
+            raise ValueError("zero_init does not apply to vgg16, which has no BatchNorm: leave it at false")
+        zero_last_batchnorms(network)
+    return network
+
+
+def _fresh_network(name: str, num_classes: int, stem: str, init: str) -> nn.Module:
     if name == "resnet18":
         return ResNet(RESNET18_BLOCKS, num_classes, stem, init)
     if name == "resnet34":
@@ -43,6 +57,16 @@ def build_model(name: str, num_classes: int, stem: str = "cifar", init: str = "d
     network = models.vgg16(weights=None, num_classes=num_classes)
     network.avgpool = RepeatOrPool7x7()
     return network
+
+
+def zero_last_batchnorms(model: nn.Module) -> None:
+    """Set the weight of each basic block's last BatchNorm to 0: the block begins as its shortcut alone.
+
+    Goyal et al. 2017, arXiv:1706.02677; torchvision's zero_init_residual. It draws no random number.
+    """
+    for module in model.modules():
+        if isinstance(module, (BasicBlock, models.resnet.BasicBlock)):
+            nn.init.zeros_(module.bn2.weight)
 
 
 class RepeatOrPool7x7(nn.Module):

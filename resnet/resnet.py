@@ -143,7 +143,7 @@ def initialise(model: nn.Module, init: str) -> None:
       layer's bias zero: Keras' default (the CIFAR-100 study).
 
     In the last two the biases of convolutions, which only the `keras` stem has, are zero. BatchNorm begins
-    with weight 1 and bias 0 in all of them.
+    with weight 1 and bias 0 in all of them; `zero_last_batchnorms` may change that afterwards.
     """
     if init not in INITS:
         raise ValueError(f"init {init!r} is unknown: allowed are {', '.join(INITS)}")

@@ -33,6 +33,18 @@ RESUMED = {
 }
 """Names and settings of the runs that are stopped and resumed."""
 
+AUGMENTED = {
+    "flip": "alternating",
+    "cutout": 8,
+    "trivial_augment": True,
+    "erasing": 0.5,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+}
+TECHNIQUES = {"label_smoothing": 0.1, "ema": 0.9, "sam": 0.5, "sam_adaptive": True, "zero_init": True}
+EVERYTHING = {**RESUMED["adam-no-ffcv"], **AUGMENTED, **TECHNIQUES, "norm_bias_lr": 4.0, "accumulation": 2}
+RESUMED["everything"] = EVERYTHING
+
 SIGNALS = (2, 5, 8) if os.environ.get("WORLD_SIZE", "1") == "1" else (2, 4, 10)
 """Steps, of 10 in 2 epochs, after which SIGTERM comes. Several processes act on it one step or batch later."""
 
@@ -43,16 +55,17 @@ def base_config(folder: Path, images: Path) -> Config:
 
 
 def stream_digests(config: Config) -> dict[str, list[str]]:
-    """The digests of two epochs, by loader, workers and accumulation."""
+    """The digests of two epochs, by loader, workers and accumulation; plain, and with all that changes images."""
     found = {}
     for loader_name, workers in (("resident", 1), ("ffcv", 1), ("ffcv", 2)):
         config = replace(config, batch_size=48, precision="no", cutout=8, loader=loader_name, workers=workers)
         accelerator = make_accelerator(config)
         prepared, loader, _ = open_data(config, accelerator)
-        for accumulation in (1, 2, 4):
-            stream, _ = make_stream(replace(config, accumulation=accumulation), accelerator, prepared, loader)
+        for accumulation, (kind, settings) in product((1, 2, 4), {"plain": {}, "augmented": AUGMENTED}.items()):
+            chosen = replace(config, accumulation=accumulation, **settings)
+            stream, _ = make_stream(chosen, accelerator, prepared, loader)
             digests = [epoch_digest(stream, epoch, accelerator.gather) for epoch in range(2)]
-            found[f"{loader_name}, {workers} workers, accumulation {accumulation}"] = digests
+            found[f"{kind}, {loader_name}, {workers} workers, accumulation {accumulation}"] = digests
     return found
 
 
@@ -62,11 +75,22 @@ def run(config: Config) -> None:
     train(config, StopRequest())
 
 
+SLOW = {
+    **{"split": "none", "loader": "resident", "precision": "no"},
+    **{"batch_size": 80, "lr": 1e-4, "stem": "cifar-pool", "init": "kaiming", "crop_padding": 0},
+}
+"""In fp32, where rounding errors grow slowly: large batches and weights, small steps."""
+
+
 def synchronized_training(config: Config) -> None:
-    """20 steps in fp32, where rounding errors grow slowly: large batches and weights, small steps."""
-    where = {"name": "synchronized", "split": "none", "loader": "resident", "precision": "no"}
-    slow = {"batch_size": 80, "epochs": 10, "lr": 1e-4, "stem": "cifar-pool", "init": "kaiming", "crop_padding": 0}
-    run(replace(config, sync_batchnorm=True, **where, **slow))
+    """20 steps."""
+    run(replace(config, name="synchronized", sync_batchnorm=True, epochs=10, **SLOW))
+
+
+def sharpness_aware_training(config: Config, processes: int) -> None:
+    """One step of SAM, from a global batch in 2 parts: those of the processes, or of accumulation."""
+    one_step = SLOW | {"batch_size": 160, "epochs": 1}
+    run(replace(config, name="sam", sam=0.2, accumulation=2 // processes, **one_step))
 
 
 def stopped_and_resumed(config: Config, name: str) -> None:
@@ -104,8 +128,11 @@ def main(folder: Path, images: Path, cases: list[str]) -> None:
     engine.EVALUATION_BATCH = 3  # several batches of the 20 validation images, for every process
     config = base_config(folder, images)
     digests = stream_digests(config)
-    if int(os.environ.get("WORLD_SIZE", "1")) != 3:  # 80 images do not divide by 3
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes != 3:  # 80 images do not divide by 3
         synchronized_training(config)
+    if processes <= 2:
+        sharpness_aware_training(config, processes)
     for name in cases:
         stopped_and_resumed(config, name)
     if int(os.environ.get("RANK", "0")) == 0:

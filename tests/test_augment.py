@@ -1,5 +1,6 @@
 """Augmentation of batches against one image at a time, written out in NumPy with the same hashes."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,14 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.functional import normalize
 
-from data.augment import Augmentation, BatchTransform, crop_and_flip, cutout_
+from data.augment import Augmentation, BatchTransform, crop_and_flip, cutout_, erase_
 from data.keyed import random_bits
 from data.spec import CIFAR10
+from data.trivial import trivial_augment
 from tests.images import random_images
 
 properties = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 MODES = ("zero", "reflect", "edge")
-ALL = Augmentation(crop_padding=4, crop_mode="reflect", flip=True, cutout=8)
+FLIPS = ("none", "random", "alternating")
+ALL = Augmentation(crop_padding=4, crop_mode="reflect", flip="random", cutout=8, erasing=0.5, trivial=True)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,9 +37,9 @@ def one_thread() -> Iterator[None]:
 # One image at a time ----------------------------------------------------------------------------------------
 
 
-def halves(number: int, seed: int, purpose: str, epoch: int) -> tuple[int, int]:
+def halves(number: int, seed: int, purpose: str, *epoch: int) -> tuple[int, int]:
     """The upper and the lower 32 random bits."""
-    bits = int(random_bits(torch.tensor([number]), seed, purpose, epoch)) & ((1 << 64) - 1)
+    bits = int(random_bits(torch.tensor([number]), seed, purpose, *epoch)) & ((1 << 64) - 1)
     return bits >> 32, bits & 0xFFFFFFFF
 
 
@@ -49,8 +52,12 @@ def crop_and_flip_one(image: np.ndarray, number: int, chosen: Augmentation, seed
     upper, lower = halves(number, seed, "crop", epoch)
     top, left = upper * (2 * padding + 1) >> 32, lower * (2 * padding + 1) >> 32
     cropped = padded[top : top + height, left : left + width]
-    mirrored = chosen.flip and halves(number, seed, "flip", epoch)[0] >> 31
-    return cropped[:, ::-1] if mirrored else cropped
+    mirrored = {
+        "none": 0,
+        "random": halves(number, seed, "flip", epoch)[0] >> 31,
+        "alternating": (halves(number, seed, "flip")[0] >> 31) ^ (epoch % 2),
+    }
+    return cropped[:, ::-1] if mirrored[chosen.flip] else cropped
 
 
 def hidden_one(height: int, width: int, size: int, number: int, seed: int, epoch: int) -> np.ndarray:
@@ -91,12 +98,12 @@ def transform(augmentation: Augmentation | None = None, seed: int = 0, **options
     size=st.tuples(st.integers(5, 9), st.integers(5, 9)),
     padding=st.integers(0, 4),
     mode=st.sampled_from(MODES),
-    flip=st.booleans(),
+    flip=st.sampled_from(FLIPS),
     seed=st.integers(0, 1 << 40),
     epoch=st.integers(0, 1000),
 )
 def test_crop_and_flip_do_to_each_image_what_the_reference_does(
-    ids: list[int], size: tuple[int, int], padding: int, mode: str, flip: bool, seed: int, epoch: int
+    ids: list[int], size: tuple[int, int], padding: int, mode: str, flip: str, seed: int, epoch: int
 ) -> None:
     chosen = Augmentation(crop_padding=padding, crop_mode=mode, flip=flip)
     images = random_images(len(ids), seed=1)[:, : size[0], : size[1]].copy()
@@ -120,7 +127,7 @@ def positions(count: int, chosen: Augmentation, epoch: int = 0) -> tuple[Tensor,
 @pytest.mark.parametrize("padding", [1, 4])
 def test_every_offset_is_drawn_about_equally_often(padding: int) -> None:
     count = 9000
-    rows, columns, _ = positions(count, Augmentation(crop_padding=padding, flip=True))
+    rows, columns, _ = positions(count, Augmentation(crop_padding=padding, flip="random"))
     drawn = Counter(zip(rows.tolist(), columns.tolist(), strict=True))
     shifts = range(-padding, padding + 1)
     assert set(drawn) == {(row, column) for row in shifts for column in shifts}
@@ -129,7 +136,7 @@ def test_every_offset_is_drawn_about_equally_often(padding: int) -> None:
 
 
 def test_about_half_of_the_images_are_mirrored_whatever_their_shift() -> None:
-    rows, columns, mirrored = positions(4000, Augmentation(crop_padding=4, flip=True))
+    rows, columns, mirrored = positions(4000, Augmentation(crop_padding=4, flip="random"))
     for part in (mirrored, mirrored[rows > 0], mirrored[columns > 0]):
         assert abs(part.double().mean() - 0.5) < 5 * 0.5 / len(part) ** 0.5
 
@@ -139,9 +146,17 @@ def test_without_flip_nothing_is_mirrored() -> None:
 
 
 def test_the_next_epoch_shifts_and_mirrors_anew() -> None:
-    one, other = (positions(4000, Augmentation(crop_padding=4, flip=True), epoch) for epoch in (0, 1))
+    one, other = (positions(4000, Augmentation(crop_padding=4, flip="random"), epoch) for epoch in (0, 1))
     assert abs((one[0] == other[0]).double().mean() - 1 / 9) < 0.03
     assert abs((one[2] == other[2]).double().mean() - 1 / 2) < 0.05
+
+
+def test_alternating_flip_mirrors_in_each_epoch_the_half_that_was_not_before() -> None:
+    chosen = Augmentation(crop_padding=4, flip="alternating")
+    even, odd, again = (positions(4000, chosen, epoch)[2] for epoch in (0, 1, 2))
+    assert torch.equal(odd, ~even)
+    assert torch.equal(again, even)
+    assert abs(even.double().mean() - 0.5) < 0.05
 
 
 def test_a_crop_with_edge_moves_by_at_most_the_padding_and_repeats_the_edge() -> None:
@@ -190,6 +205,50 @@ def test_cutout_hides_with_the_mean_colour() -> None:
     assert (result[result != 0] < -1).all()
 
 
+# Random erasing ---------------------------------------------------------------------------------------------
+
+
+def erased_one(height: int, width: int, number: int, seed: int, epoch: int) -> np.ndarray:
+    """(h, w) bool: the pixels that erasing hides, as torchvision's RandomErasing.get_params draws them."""
+    hidden = np.zeros((height, width), dtype=bool)
+    for attempt in range(10):
+        upper, lower = halves(number * 10 + attempt, seed, "erasing size", epoch)
+        area = height * width * (0.02 + upper / 2**32 * (0.33 - 0.02))
+        ratio = math.exp(math.log(0.3) + lower / 2**32 * (math.log(3.3) - math.log(0.3)))
+        h, w = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if h < height and w < width:
+            upper, lower = halves(number, seed, "erasing place", epoch)
+            top, left = upper * (height - h + 1) >> 32, lower * (width - w + 1) >> 32
+            hidden[top : top + h, left : left + w] = True
+            break
+    return hidden
+
+
+@properties
+@given(
+    ids=st.lists(st.integers(0, 1 << 40), min_size=1, max_size=5),
+    size=st.tuples(st.integers(1, 32), st.integers(1, 32)),
+    epoch=st.integers(0, 1000),
+)
+def test_erasing_hides_the_pixels_that_the_reference_hides(
+    ids: list[int], size: tuple[int, int], epoch: int
+) -> None:
+    result = erase_(torch.ones(len(ids), 3, *size), torch.tensor(ids), 1.0, 5, epoch)
+    for number, found in zip(ids, result.numpy(), strict=True):
+        np.testing.assert_array_equal(found, np.broadcast_to(~erased_one(*size, number, 5, epoch), found.shape))
+
+
+def test_erasing_changes_its_share_of_the_images_by_torchvisions_areas() -> None:
+    hidden = erase_(torch.ones(4000, 1, 32, 32), torch.arange(4000), 0.25, 0, 0)[:, 0] == 0
+    areas = hidden.flatten(1).sum(1)
+    erased = areas[areas > 0].double() / 1024
+    assert abs(len(erased) - 1000) < 150
+    assert abs(erased.mean() - (0.02 + 0.33) / 2) < 0.01
+    assert 0.01 < erased.min() < 0.03
+    assert 0.32 < erased.max() < 0.35
+    assert hidden.any(dim=0).all()
+
+
 # Normalising, and all together ------------------------------------------------------------------------------
 
 
@@ -203,11 +262,13 @@ def test_normalising_is_torchvisions() -> None:
     "chosen",
     [
         Augmentation(),
-        Augmentation(crop_padding=4, flip=True),
+        Augmentation(crop_padding=4, flip="random"),
         Augmentation(crop_padding=4, crop_mode="reflect", cutout=8),
-        Augmentation(flip=True),
+        Augmentation(flip="random"),
         Augmentation(cutout=16),
-        Augmentation(crop_padding=3, crop_mode="edge", flip=True, cutout=7),
+        Augmentation(crop_padding=3, crop_mode="edge", flip="random", cutout=7),
+        Augmentation(flip="alternating", cutout=4, erasing=1.0),
+        Augmentation(crop_padding=4, flip="random", trivial=True),
     ],
     ids=str,
 )
@@ -215,9 +276,14 @@ def test_augmenting_is_crop_flip_normalise_and_cutout_of_each_image(chosen: Augm
     images, ids = random_images(6), [3, 0, 77, 49_999, 12, 5]
     result = to_images(transform(chosen, seed=9).augment(to_batch(images), torch.tensor(ids), epoch=2))
     for image, number, found in zip(images, ids, result, strict=True):
-        expected = normalize_one(crop_and_flip_one(image, number, chosen, 9, 2))
+        moved = crop_and_flip_one(image, number, chosen, 9, 2)
+        if chosen.trivial:
+            moved = to_images(trivial_augment(to_batch(moved[None].copy()), torch.tensor([number]), 9, 2))[0]
+        expected = normalize_one(moved)
         if chosen.cutout:
             expected[hidden_one(32, 32, chosen.cutout, number, 9, 2)] = 0
+        if chosen.erasing:
+            expected[erased_one(32, 32, number, 9, 2)] = 0
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
@@ -249,7 +315,9 @@ def test_augmenting_leaves_its_input_alone() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [True, False], ids=["channels last", "contiguous"])
-@pytest.mark.parametrize("chosen", [Augmentation(), Augmentation(flip=True), Augmentation(cutout=8), ALL], ids=str)
+@pytest.mark.parametrize(
+    "chosen", [Augmentation(), Augmentation(flip="random"), Augmentation(cutout=8), ALL], ids=str
+)
 def test_batches_have_the_memory_format_asked_for(chosen: Augmentation, channels_last: bool) -> None:
     wanted = torch.channels_last if channels_last else torch.contiguous_format
     options = transform(chosen, channels_last=channels_last)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.conftest import run_script
 from training.checkpoint import load_weights
+from training.evaluation import TTA_METRICS
 
 
 @pytest.fixture
@@ -50,13 +51,19 @@ def test_validation_images_of_other_data_are_refused(run, images, tmp_path):
     assert "--split val" in done.stderr
 
 
-def test_flip_averages_an_image_and_its_mirror_image(run):
+def test_test_time_augmentation_is_reported_beside_the_plain_result(run):
     assert run_script("evaluate.py", run).returncode == 0
     plain = json.loads((run / "evaluation.json").read_text())
-    assert run_script("evaluate.py", run / "best.safetensors", "--tta", "flip").returncode == 0
-    flipped = json.loads((run / "evaluation.json").read_text())
-    assert flipped["tta"] == "flip"
-    assert flipped["loss"] != plain["loss"]
+    done = run_script("evaluate.py", run / "best.safetensors", "--tta", "six")
+    assert done.returncode == 0
+    report = json.loads((run / "evaluation.json").read_text())
+    assert {name: value for name, value in report.items() if not name.startswith("tta")} == {
+        name: value for name, value in plain.items() if name != "tta"
+    }
+    assert report["tta"] == "six"
+    assert {name for name in report if name.startswith("tta_")} == {f"tta_{name}" for name in TTA_METRICS}
+    assert report["tta_loss"] != plain["loss"]
+    assert f"with --tta six: loss {report['tta_loss']:.4f}" in done.stdout
 
 
 def test_a_submission_scores_what_evaluation_found(run, images):

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from data.errors import InputError
 from resnet import build_model
 from training.config import Config
-from training.optim import lr_factor, make_optimizer, parameter_groups
+from training.optim import lr_factor, make_optimizer, parameter_groups, set_lr
 
 
 def factors(steps_per_epoch: int = 10, **fields) -> list[float]:
@@ -79,13 +80,14 @@ def test_warm_up_multiplies_every_schedule(schedule):
 
 def test_groups_are_by_module_type():
     model = build_model("resnet18", 10, "imagenet")
-    weights, norms_and_biases = parameter_groups(model)
+    weights, norms_and_biases, norm_biases = parameter_groups(model)
     by_id = {id(parameter): name for name, parameter in model.named_parameters()}
     names = {by_id[id(parameter)] for parameter in norms_and_biases}
-    assert {"bn1.weight", "layer2.0.downsample.1.weight", "layer2.0.downsample.1.bias", "fc.bias"} <= names
+    assert {"bn1.weight", "layer2.0.downsample.1.weight", "fc.bias"} <= names
+    assert {"bn1.bias", "layer2.0.downsample.1.bias"} <= {by_id[id(p)] for p in norm_biases}
     assert {"conv1.weight", "layer2.0.downsample.0.weight", "fc.weight"} <= {by_id[id(p)] for p in weights}
-    assert len(weights) + len(norms_and_biases) == len(by_id)
-    assert len(weights) == 21
+    assert len(weights) + len(norms_and_biases) + len(norm_biases) == len(by_id)
+    assert (len(weights), len(norms_and_biases), len(norm_biases)) == (21, 21, 20)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "nesterov", "adam", "adamw"])
@@ -94,7 +96,32 @@ def test_weight_decay_with_and_without_norms_and_biases(kind, decayed):
     config = Config(optimizer=kind, weight_decay=0.02, decay_norm_and_bias=decayed)
     optimizer = make_optimizer(config, build_model("resnet18", 10))
     assert {"sgd": "SGD", "nesterov": "SGD", "adam": "Adam", "adamw": "AdamW"}[kind] == type(optimizer).__name__
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.02, 0.02 if decayed else 0.0]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.02] + 2 * [0.02 if decayed else 0.0]
     if kind in ("sgd", "nesterov"):
         nesterov = kind == "nesterov"
         assert all(g["nesterov"] == nesterov and g["momentum"] == 0.9 for g in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_batchnorms_biases_learn_faster_and_are_decayed_as_before(kind):
+    """A step from zero momentum: the gradient's part is 64 times as large, the decay's the same."""
+    moved = {}
+    for factor, decay in ((1.0, 0.0), (64.0, 0.0), (1.0, 0.1), (64.0, 0.1)):
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)).double()
+        for parameter in model.parameters():
+            torch.nn.init.constant_(parameter, 0.5)
+            parameter.grad = torch.full_like(parameter, 0.25)
+        optimizer = make_optimizer(Config(optimizer=kind, weight_decay=decay, norm_bias_lr=factor), model)
+        set_lr(optimizer, 0.01)
+        optimizer.step()
+        moved[factor, decay] = {name: float(p.detach().mean()) - 0.5 for name, p in model.named_parameters()}
+    assert moved[64.0, 0.0]["1.bias"] == pytest.approx(64 * moved[1.0, 0.0]["1.bias"])
+    decayed = [moved[factor, 0.1]["1.bias"] - moved[factor, 0.0]["1.bias"] for factor in (1.0, 64.0)]
+    assert decayed == pytest.approx([-0.01 * 0.1 * 0.5] * 2)
+    for name in ("0.weight", "0.bias", "1.weight"):
+        assert moved[64.0, 0.1][name] == moved[1.0, 0.1][name]
+
+
+def test_a_factor_for_a_network_without_batchnorm_is_refused():
+    with pytest.raises(InputError, match="^--norm-bias-lr 64: vgg16 has no BatchNorm"):
+        make_optimizer(Config(model="vgg16", norm_bias_lr=64), torch.nn.Linear(2, 2))

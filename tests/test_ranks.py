@@ -16,8 +16,8 @@ from tests.test_train import assert_same_run, rows, summary
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="would take the GPUs of this machine instead")
 
-SGD, ADAM = "sgd-no-resident", "adam-bf16-ffcv"
-CASES = {1: [SGD, ADAM], 2: [ADAM], 3: [ADAM], 4: [SGD]}
+SGD, ADAM, EVERYTHING = "sgd-no-resident", "adam-bf16-ffcv", "everything"
+CASES = {1: [SGD, EVERYTHING], 2: [EVERYTHING], 3: [ADAM], 4: [SGD]}
 if os.environ.get("ALL_CASES"):  # make test-faults
     CASES = dict.fromkeys((1, 2, 3, 4), list(RESUMED))
 
@@ -40,10 +40,16 @@ def done(images, tmp_path_factory):
     return run
 
 
+def digests(folder: Path) -> dict[str, list[str]]:
+    return json.loads((folder / "digests.json").read_text())
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3, 4])
-def test_the_stream_does_not_depend_on_loader_processes_workers_or_accumulation(done, processes):
-    first = json.loads((done(1) / "digests.json").read_text())["resident, 1 workers, accumulation 1"]
-    found = json.loads((done(processes) / "digests.json").read_text())
+@pytest.mark.parametrize("kind", ["plain", "augmented"])
+def test_the_stream_does_not_depend_on_loader_processes_workers_or_accumulation(done, processes, kind):
+    """augmented: with everything that changes images, mixing among it."""
+    first = digests(done(1))[f"{kind}, resident, 1 workers, accumulation 1"]
+    found = {name: value for name, value in digests(done(processes)).items() if name.startswith(kind)}
     assert len(found) == 9
     assert first[0] != first[1]
     assert set(map(tuple, found.values())) == {tuple(first)}
@@ -64,7 +70,7 @@ def test_the_command_prints_the_streams_digests(done, images):
     where = ["--dataset", "folder", "--data-dir", images, "--cache-dir", done(1) / "cache"]
     flags = ["--batch-size", 48, "--cutout", 8, "--epochs", 2, "--loader", "resident", *where]
     printed = run_script("-m", "data.stream", *flags, processes=2)
-    expected = json.loads((done(1) / "digests.json").read_text())["resident, 1 workers, accumulation 1"]
+    expected = digests(done(1))["plain, resident, 1 workers, accumulation 1"]
     lines = [f"epoch {number}  {digest}" for number, digest in enumerate(expected, start=1)]
     assert printed.stdout.splitlines() == lines, printed.stderr
 
@@ -105,3 +111,18 @@ def test_synchronized_batchnorm_makes_the_number_of_processes_a_matter_of_roundi
     for name in initial:
         if "running" in name:
             assert (one[name] - other[name]).norm() < 1e-3 * one[name].norm()
+
+
+def test_sam_climbs_along_the_gradient_of_all_processes(done):
+    """As when one process takes both shares one after the other, but for rounding.
+
+    It sets the weights apart by an eighth of what they moved by; an e for each process would, by six eighths.
+    """
+    torch.manual_seed(0)
+    start = build_model("resnet18", 10, "cifar-pool", "kaiming").state_dict()
+    one, other = (load_file(done(processes) / "sam" / "best.safetensors") for processes in (1, 2))
+    names = [name for name in start if "running" not in name and "num_batches" not in name]
+    moved, apart = (
+        torch.cat([(one[name] - weights[name]).flatten() for name in names]).norm() for weights in (start, other)
+    )
+    assert apart < 0.3 * moved

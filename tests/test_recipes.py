@@ -65,7 +65,7 @@ def test_recipes_of_the_cifar10_study_are_its_table(row):
     )
     assert bool(config.weights) == pretrained
     assert (config.dataset, config.split, config.val_fraction, config.seed) == ("cifar10", "stratified", 0.2, 42)
-    assert (config.crop_padding, config.crop_mode, config.flip, config.normalize) == (4, "zero", True, True)
+    assert (config.crop_padding, config.crop_mode, config.flip, config.normalize) == (4, "zero", "random", True)
     assert (config.optimizer, config.momentum, config.epochs, config.batch_size) == ("sgd", 0.9, 100, 128)
     assert (config.milestones, config.gamma, config.warmup, config.subset) == ([30, 60, 90], 0.1, 0, 1)
     (experiment,) = (e for e in STUDIES["cifar10-study"].experiments if e.name == name)
@@ -87,7 +87,7 @@ def test_recipes_of_the_cifar100_study_are_its_table(row):
     assert (config.model, config.lr, config.epochs) == (model, lr, epochs)
     assert (config.stem, config.init) == (("cifar", "default") if model == "vgg16" else ("keras", "glorot"))
     shift = int(0.2 * 32)
-    assert (config.crop_padding, config.flip) == ((shift, True) if augmented else (0, False))
+    assert (config.crop_padding, config.flip) == ((shift, "random") if augmented else (0, "none"))
     assert config.crop_mode == "edge" or not augmented
     assert (config.optimizer, config.batch_size, config.weight_decay) == ("adam", 64, l2)
     assert config.decay_norm_and_bias

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,6 +198,21 @@ def test_kaiming_draws_torchvisions_weights(name: str) -> None:
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "torchvision-resnet18"])
+def test_zero_init_makes_each_block_its_shortcut_and_draws_nothing(name: str) -> None:
+    torch.manual_seed(0)
+    plain = build_model(name, 10).state_dict()
+    torch.manual_seed(0)
+    network = build_model(name, 10, zero_init=True).eval()
+    changed = {key for key, value in network.state_dict().items() if not torch.equal(value, plain[key])}
+    blocks = 16 if name == "resnet34" else 8
+    assert changed == {key for key in plain if re.fullmatch(r"layer\d\.\d\.bn2\.weight", key)}
+    assert len(changed) == blocks
+    block = network.get_submodule("layer1.1")
+    maps = torch.rand(2, 64, 8, 8)
+    assert torch.equal(block(maps.clone()), maps)
+
+
 def test_torchvisions_network_can_begin_with_pytorchs_weights() -> None:
     theirs = build_model("torchvision-resnet18", 10)
     redrawn = build_model("torchvision-resnet18", 10, init="pytorch")
@@ -324,9 +340,13 @@ def test_biases_and_batch_norm_follow_the_framework(stem: str) -> None:
             {"name": "vgg16", "init": "kaiming"},
             "init 'kaiming' does not apply to vgg16: leave it at 'default'",
         ),
+        (
+            {"name": "vgg16", "zero_init": True},
+            "zero_init does not apply to vgg16, which has no BatchNorm: leave it at false",
+        ),
     ],
 )
-def test_refused_names(arguments: dict[str, str], message: str) -> None:
+def test_refused_names(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         build_model(**{"name": "resnet18", **arguments}, num_classes=10)
 

@@ -35,10 +35,11 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         mean = _SumOverProcesses.apply(images.sum((0, 2, 3))) / count
         centred = images - mean[:, None, None]
         variance = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(input.dtype)
 

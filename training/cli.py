@@ -9,6 +9,11 @@ from typing import Any, NoReturn
 
 from data.errors import InputError
 
+TTA = ("none", "flip", "six")
+"""Test-time augmentations: see `views` in training/inference.py."""
+
+TTA_HELP = "each image and its mirror image (flip), or these moved by a pixel too (six)"
+
 
 class RunError(RuntimeError):
     """A run that cannot go on, for a reason that is not in its input: one line, exit code 1."""

@@ -53,10 +53,18 @@ class Config:
     """Pixels of padding before the random crop, 0 to 31. 0: no crop."""
     crop_mode: Literal["zero", "reflect", "edge"] = "zero"
     """What fills the padding; edge repeats the outermost pixels: Keras' shifts with fill_mode nearest."""
-    flip: bool = True
-    """Mirror half of the images left to right."""
+    flip: Literal["none", "random", "alternating"] = "random"
+    """Mirror images left to right: none, random (half of them), or alternating (in each epoch the other half)."""
     cutout: int = 0
     """Side of a square hidden in each image, in pixels, 0 to 32."""
+    trivial_augment: bool = False
+    """One random operation of TrivialAugment on each image: geometric, of colour, or none."""
+    erasing: float = 0.0
+    """Share of the images in which a random rectangle is hidden (random erasing), 0 to 1."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution: weighted means of two images and their losses, at least 0. 0: none."""
+    cutmix: float = 0.0
+    """Alpha of CutMix: a box of another image pasted in. 0: none. With mixup, each step draws one of the two."""
     normalize: bool = True
     """Normalise by the data set's mean and deviation; otherwise pixels are only scaled to 0..1."""
 
@@ -66,6 +74,8 @@ class Config:
     """First layers of resnet18 and resnet34: 7x7/2 + pool, 3x3, 3x3 + pool, or 3x3 valid + 2x2/1 pool."""
     init: Literal["default", "pytorch", "kaiming", "glorot"] = "default"
     """Initial weights: the network's own (PyTorch's for resnet18 and 34), PyTorch's, Kaiming or Keras' Glorot."""
+    zero_init: bool = False
+    """Begin with the last BatchNorm of each residual block at 0, so that the blocks begin as the identity."""
     weights: str = ""
     """File with torchvision's weights to start from, all but the last layer."""
 
@@ -85,8 +95,16 @@ class Config:
     """Weight decay (decoupled in adamw, L2 in the others), at least 0."""
     decay_norm_and_bias: bool = True
     """Decay normalisation layers and biases too."""
+    norm_bias_lr: float = 1.0
+    """Factor for the learning rate of BatchNorm's biases, above 0; a step's decay of them stays as it was."""
     label_smoothing: float = 0.0
     """Label smoothing, 0 to below 1."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, validated and saved in their place, 0 to below 1. 0: none."""
+    sam: float = 0.0
+    """Rho of sharpness-aware minimisation: length of the step to the second gradient, at least 0. 0: none."""
+    sam_adaptive: bool = False
+    """Measure that step relative to each weight (ASAM)."""
     sync_batchnorm: bool = False
     """BatchNorm over the images of all processes: results then agree for any number of them, but for rounding."""
     schedule: Literal["multistep", "cosine", "triangle", "inverse-time", "constant"] = "multistep"
@@ -123,13 +141,15 @@ class Config:
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(Config).items():
             value = getattr(self, name)
+            allowed = getattr(kind, "__args__", ())
+            if getattr(kind, "__origin__", None) is Literal:
+                if value not in allowed:
+                    raise InputError(f"{flag(name)} {value}: expected one of {', '.join(allowed)}")
+                continue
             if not _is_of_type(value, kind):
                 raise InputError(f"{flag(name)} {value}: expected {_TYPES.get(kind, 'a text')}")
             if kind is float and not math.isfinite(value):
                 raise InputError(f"{flag(name)} {value}: expected a finite number")
-            allowed = getattr(kind, "__args__", ())
-            if getattr(kind, "__origin__", None) is Literal and value not in allowed:
-                raise InputError(f"{flag(name)} {value}: expected one of {', '.join(allowed)}")
         for name, (low, high, meaning) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value < high:
@@ -141,6 +161,10 @@ class Config:
             raise InputError(f"--data-dir {self.data_dir}: the shapes are built in; leave it away, or use folder")
         if self.optimizer == "nesterov" and not self.momentum:
             raise InputError("--optimizer nesterov: expected --momentum above 0 with it")
+        if self.sam_adaptive and not self.sam:
+            raise InputError("--sam-adaptive true: expected --sam above 0 with it")
+        if self.zero_init and self.weights:
+            raise InputError("--zero-init true: --weights would take its place; leave one of the two away")
         if not set(self.name) <= _NAME_CHARACTERS or self.name.startswith("."):
             raise InputError(f"--name {self.name}: expected letters, digits, dots, dashes and underscores")
 
@@ -177,6 +201,9 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "val_fraction": (_SMALLEST, 1, "a fraction above 0 and below 1"),
     "crop_padding": (0, 32, "0 to 31 pixels"),
     "cutout": (0, 33, "0 to 32 pixels"),
+    "erasing": (0, math.nextafter(1, 2), "0 to 1"),
+    "mixup": (0, math.inf, "at least 0"),
+    "cutmix": (0, math.inf, "at least 0"),
     "epochs": (1, math.inf, "at least 1"),
     "batch_size": (1, math.inf, "at least 1"),
     "accumulation": (1, math.inf, "at least 1"),
@@ -184,6 +211,9 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "momentum": (0, 1, "0 to below 1"),
     "weight_decay": (0, math.inf, "at least 0"),
     "label_smoothing": (0, 1, "0 to below 1"),
+    "norm_bias_lr": (_SMALLEST, math.inf, "a number above 0"),
+    "ema": (0, 1, "0 to below 1"),
+    "sam": (0, math.inf, "at least 0"),
     "gamma": (_SMALLEST, math.inf, "a number above 0"),
     "decay": (0, math.inf, "at least 0"),
     "warmup": (0, math.inf, "at least 0 epochs"),

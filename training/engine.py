@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor, nn
@@ -18,20 +17,24 @@ from data.augment import Augmentation, BatchTransform
 from data.errors import InputError
 from data.keyed import random_bits
 from data.loaders import Batch, Loader, make_loader
+from data.mixing import Mixing
 from data.prepared import Prepared, prepare
 from data.sampling import evaluation_batches, split, split_last, subset
 from data.sources import find_source
 from data.spec import IMAGE_SIZE
 from data.stream import Stream
 from resnet import build_model, load_pretrained
+from training.averaging import MovingAverage
 from training.batchnorm import synchronize_batchnorm
 from training.cli import RunError
 from training.config import HELD_OUT, Config, flag
 from training.hardware import DTYPES, threads_per_process
 from training.inference import EVALUATION_BATCH, Predictor
+from training.loss import training_loss
 from training.metrics import TrainingMetrics
-from training.optim import lr_factor, make_optimizer
+from training.optim import lr_factor, make_optimizer, set_lr
 from training.peers import from_first_process
+from training.sam import SAM
 from training.stopping import StopAgreement, StopRequest
 
 
@@ -63,7 +66,7 @@ def initial_model(config: Config, num_classes: int) -> nn.Module:
     """The network with its first weights: drawn from the seed, or all but the head from --weights."""
     torch.manual_seed(config.seed)
     try:
-        model = build_model(config.model, num_classes, config.stem, config.init)
+        model = build_model(config.model, num_classes, config.stem, config.init, config.zero_init)
         if config.weights:
             load_pretrained(model, config.weights)
     except OSError as error:
@@ -74,7 +77,15 @@ def initial_model(config: Config, num_classes: int) -> nn.Module:
 
 
 def make_transform(config: Config, prepared: Prepared, device: torch.device, precision: str) -> BatchTransform:
-    augmentation = Augmentation(config.crop_padding, config.crop_mode, config.flip, config.cutout)
+    chosen = (
+        config.crop_padding,
+        config.crop_mode,
+        config.flip,
+        config.cutout,
+        config.erasing,
+        config.trivial_augment,
+    )
+    augmentation = Augmentation(*chosen)
     mean, std = pixel_statistics(config, prepared)
     return BatchTransform(mean, std, augmentation, config.seed, device, DTYPES[precision])
 
@@ -86,7 +97,8 @@ def make_stream(
     train_ids, val_ids = choose_ids(config, prepared)
     transform = make_transform(config, prepared, accelerator.device, accelerator.mixed_precision)
     share = (config.accumulation, accelerator.process_index, accelerator.num_processes)
-    return Stream(loader, transform, train_ids, config.batch_size, config.seed, *share), val_ids
+    mixing = Mixing(config.mixup, config.cutmix)
+    return Stream(loader, transform, train_ids, config.batch_size, config.seed, *share, mixing), val_ids
 
 
 def pixel_statistics(config: Config, prepared: Prepared) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -154,13 +166,17 @@ class Trainer:
         if config.sync_batchnorm and accelerator.num_processes > 1:
             model = synchronize_batchnorm(model, accelerator.device)
         model = model.to(accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = MovingAverage(model, config.ema) if config.ema else None
         if config.compile:
             model.compile()  # in place: names in the state dict stay, and DDP wraps the compiled network
         optimizer = make_optimizer(config, model)
         self.model, self.optimizer = accelerator.prepare(model, optimizer)
         self.network: nn.Module = accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        self.sam = SAM(self.network, config.sam, config.sam_adaptive) if config.sam else None
+        # What is validated and saved: the weights, or their moving average.
+        self.result: nn.Module = self.average.module if self.average else self.network
         precision = accelerator.mixed_precision
-        self.predictor = Predictor(self.network, self.stream.transform, accelerator.device, precision)
+        self.predictor = Predictor(self.result, self.stream.transform, accelerator.device, precision)
         self.metrics = TrainingMetrics(accelerator)
         self.images_per_second = 0.0  # of the last epoch's training steps, all processes
         self.progress = Progress()
@@ -183,14 +199,16 @@ class Trainer:
         """Let DDP arrange its gradient buckets before the first step.
 
         It does so after its first backward pass, and another arrangement adds the gradients of three or more
-        processes in another order: a resumed run would differ from an uninterrupted one in its first step.
+        processes in another order: a resumed run would differ from an uninterrupted one in its first step. The
+        second forward pass builds the new buckets; were its gradients not taken, the reducer would go on waiting
+        for them, and average those of the first step's first micro-batch too early.
         """
         if self.accelerator.num_processes == 1:
             return
         buffers = [buffer.clone() for buffer in self.network.buffers()]
         images = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.accelerator.device)
-        self.model(images).sum().backward()
-        self.model(images)  # here the new buckets are built
+        for _ in range(2):
+            self.model(images).sum().backward()
         self.optimizer.zero_grad()
         for buffer, former in zip(self.network.buffers(), buffers, strict=True):
             buffer.copy_(former)
@@ -201,20 +219,29 @@ class Trainer:
 
     def train_step(self, batches: list[Batch]) -> None:
         """One optimizer step from this process' micro-batches of one global batch, already augmented."""
-        lr = self.lr(self.progress.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.optimizer, self.lr(self.progress.step))
         self.model.train()
-        for number, batch in enumerate(batches, start=1):
-            # Gradients are averaged over the processes once a step, with the last micro-batch.
-            with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model):
-                logits = self.model(batch.images)
-                loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
-                self.accelerator.backward(loss / len(batches))
-            self.metrics.update(loss.detach(), logits.detach(), batch.labels)
+        self._backward(batches, self.metrics.update)
+        if self.sam:
+            with self.sam.perturbed():
+                self._backward(batches)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average:
+            self.average.update_parameters(self.network)
         self.progress.step += 1
+
+    def _backward(self, batches: list[Batch], visit: Callable[..., None] = lambda *results: None) -> None:
+        """The gradient of the global batch's mean loss; `visit` is shown each loss, logits and labels."""
+        if self.has_dropout:
+            self._seed_dropout()
+        for number, batch in enumerate(batches, start=1):
+            # Gradients are averaged over the processes once, with the last micro-batch.
+            with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model):
+                logits = self.model(batch.images)
+                loss = training_loss(logits, batch, self.config.label_smoothing)
+                self.accelerator.backward(loss / len(batches))
+            visit(loss.detach(), logits.detach(), batch.labels)
 
     def train_epoch(self) -> Generator[None]:
         """The steps that are left of the current epoch, yielding after each.
@@ -230,8 +257,6 @@ class Trainer:
         with closing(self.stream.epoch(epoch, done)) as steps:
             for batches in steps:
                 self.stop.check()
-                if self.has_dropout:
-                    self._seed_dropout()
                 self.train_step(batches)
                 yield
         self.metrics.read()  # waits for the device
@@ -248,7 +273,10 @@ class Trainer:
             self._training_since = now
 
     def _seed_dropout(self) -> None:
-        """Dropout draws from torch's generator: make that, too, a function of position."""
+        """Dropout draws from torch's generator: make that, too, a function of position.
+
+        With SAM both gradients of a step are those of one masked network.
+        """
         rank = torch.tensor([self.accelerator.process_index])
         torch.manual_seed(int(random_bits(rank, self.config.seed, "dropout", self.progress.step)))
 
@@ -290,7 +318,7 @@ class Trainer:
             Stopped: the run was asked to stop; everything is as after the last training step.
         """
         if self.accelerator.num_processes > 1:
-            for buffer in self.network.buffers():
+            for buffer in self.result.buffers():
                 broadcast(buffer)
         with closing(self._validation_batches()) as batches:
             result = self.predictor.evaluate(batches, self.num_classes)
@@ -318,6 +346,7 @@ class Trainer:
             "identity": self.identity,
             "progress": asdict(self.progress),
             "model": self.network.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
             "optimizer": self.optimizer.state_dict(),
             "scaler": scaler.state_dict() if scaler else {},
             "metrics": self.metrics.of_every_process().cpu(),
@@ -335,6 +364,8 @@ class Trainer:
         if changes := _differences(found["identity"], self.identity):
             raise InputError(f"the run was started otherwise ({changes}); use its values, or another --name")
         self.network.load_state_dict(found["model"])
+        if self.average:
+            self.average.load_state_dict(found["average"])
         self.optimizer.load_state_dict(found["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(found["scaler"])

@@ -1,5 +1,6 @@
 """Trained weights on the images of one split: metrics, predictions, and the files that show them."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from data.spec import SPECS
 from training.config import HELD_OUT, Config, recorded_config
 from training.engine import choose_ids
 from training.inference import EVALUATION_BATCH, Predictor, open_predictor
+
+TTA_METRICS = ("loss", "accuracy", "top5", "macro_f1", "micro_f1")
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,11 @@ class Evaluation:
     predictions: Predictions
 
 
-def evaluate_images(predictor: Predictor, prepared: Prepared, ids: Tensor) -> Evaluation:
-    """Evaluate on the images of `ids`, in this process alone."""
+def evaluate_images(predictor: Predictor, prepared: Prepared, ids: Tensor, tta: str = "none") -> Evaluation:
+    """Evaluate on the images of `ids`, in this process alone.
+
+    With test-time augmentation the report has its metrics too, under names of their own: `tta_accuracy` and so on.
+    """
     parts: list[list[Tensor]] = []
 
     def keep(batch: Batch, logits: Tensor) -> None:
@@ -53,8 +59,13 @@ def evaluate_images(predictor: Predictor, prepared: Prepared, ids: Tensor) -> Ev
         loss = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="none")
         parts.append([batch.ids, batch.labels, predicted, confidence, loss])
 
-    batches = ResidentLoader(prepared, predictor.device).read(evaluation_batches(ids, EVALUATION_BATCH))
-    report = predictor.evaluate(batches, len(prepared.classes), everywhere=False, visit=keep)
+    loader, batches = ResidentLoader(prepared, predictor.device), evaluation_batches(ids, EVALUATION_BATCH)
+    alone = functools.partial(predictor.evaluate, num_classes=len(prepared.classes), everywhere=False)
+    report = alone(loader.read(batches), visit=keep)
+    report["tta"] = tta
+    if tta != "none":
+        augmented = alone(loader.read(batches), tta=tta)
+        report |= {f"tta_{name}": augmented[name] for name in TTA_METRICS}
     confusion, f1 = report.pop("confusion"), report.pop("f1")
     report |= coarse_report(confusion, prepared.classes)
     report["per_class"] = class_table(confusion, f1, prepared.classes)
@@ -110,7 +121,7 @@ def evaluate_run(
     run: Path,
     split: str,
     data_dir: Path | None,
-    flip: bool,
+    tta: str = "none",
     show: Callable[[dict[str, Any]], object] = lambda report: None,
 ) -> dict[str, Any]:
     """Evaluate a run's weights; writes evaluation.json and the pictures beside them, and returns the report.
@@ -119,13 +130,13 @@ def evaluate_run(
         run: a run's folder, or a weights file.
         split: "test" or "val".
         data_dir: folder of the images; None: where the run found them.
-        flip: average over mirror images.
+        tta: test-time augmentation, reported besides the plain result; the pictures show that one.
         show: is given the report before anything is written: a full disk does not take it away.
 
     Raises:
         InputError: no whole weights, or images that do not go with them.
     """
-    predictor, about, weights = open_predictor(run, flip)
+    predictor, about, weights = open_predictor(run)
     config = recorded_config(about["config"], weights)
     prepared, ids = images_of(config, split, data_dir)
     if split == "val" and prepared.digest != about["data"]:
@@ -136,10 +147,9 @@ def evaluate_run(
         raise InputError(
             f"{weights}: trained on other classes than those of the images; give the right --data-dir"
         )
-    evaluation = evaluate_images(predictor, prepared, ids)
+    evaluation = evaluate_images(predictor, prepared, ids, tta)
     report = {
         "split": split,
-        "tta": "flip" if flip else "none",
         "weights_sha256": about["weights_sha256"],
         **evaluation.report,
     }

@@ -1,10 +1,12 @@
 """A trained network applied to batches of images: the one path of validation, evaluate.py and submit.py."""
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.augment import BatchTransform
@@ -28,7 +30,6 @@ class Predictor:
         model: on `device`.
         transform: normalises to the dtype that the network is fed.
         precision: "no", "fp16" or "bf16".
-        flip: average the logits of each image and its mirror image (test-time augmentation).
     """
 
     def __init__(
@@ -37,49 +38,68 @@ class Predictor:
         transform: BatchTransform,
         device: torch.device,
         precision: str,
-        flip: bool = False,
     ):
-        self.model, self.transform, self.device, self.flip = model, transform, device, flip
+        self.model, self.transform, self.device = model, transform, device
         self.dtype = DTYPES[precision]
 
     @out_of_memory_told(_IN_EVALUATION)
     @torch.inference_mode()
-    def logits(self, images: Tensor) -> Tensor:
-        """uint8 (n, 3, h, w) -> float32 (n, classes)."""
+    def logits(self, images: Tensor, tta: str = "none") -> Tensor:
+        """uint8 (n, 3, h, w) -> float32 (n, classes): the mean over the views of test-time augmentation `tta`."""
         self.model.eval()
         inputs = self.transform.normalize(images)
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
-            logits = self.model(inputs).float()
-            if self.flip:
-                logits = (logits + self.model(inputs.flip(-1)).float()) / 2
-        return logits
+            weighted = (weight * self.model(view).float() for weight, view in views(inputs, tta))
+            return functools.reduce(torch.add, weighted)
 
     def evaluate(
         self,
         batches: Iterable[Batch],
         num_classes: int,
         everywhere: bool = True,
+        tta: str = "none",
         visit: Callable[[Batch, Tensor], object] = lambda batch, logits: None,
     ) -> dict[str, Any]:
         """The metrics of EvaluationMetrics over the batches.
 
+        tta: test-time augmentation.
         everywhere: over those of all processes, which must all call this.
         visit: is shown each batch of this process with its logits.
         """
         metrics = EvaluationMetrics(num_classes, self.device, everywhere)
         for batch in batches:
-            logits = self.logits(batch.images)
+            logits = self.logits(batch.images, tta)
             metrics.update(logits, batch.labels)
             visit(batch, logits)
         return metrics.read()
 
 
-def open_predictor(run: Path, flip: bool) -> tuple[Predictor, dict[str, Any], Path]:
+def views(inputs: Tensor, tta: str) -> Iterator[tuple[float, Tensor]]:
+    """The inputs (n, 3, h, w) as test-time augmentation shows them, each with its weight; the weights add to 1.
+
+    none: as they are. flip: and mirrored left to right. six: both, and both of the inputs moved by one pixel up
+    and left, and down and right, with what moves in reflected: half of the weight on the two that were not moved
+    (Jordan, 2024, arXiv:2404.00498, "multi-crop").
+    """
+    if tta == "none":
+        yield 1.0, inputs
+        return
+    weight = 0.5 if tta == "flip" else 0.25
+    yield weight, inputs
+    yield weight, inputs.flip(-1)
+    if tta == "six":
+        height, width = inputs.shape[2:]
+        padded = F.pad(inputs, (1, 1, 1, 1), mode="reflect")
+        for moved in (padded[:, :, :height, :width], padded[:, :, 2:, 2:]):
+            yield 0.125, moved
+            yield 0.125, moved.flip(-1)
+
+
+def open_predictor(run: Path) -> tuple[Predictor, dict[str, Any], Path]:
     """The network of a run on the first GPU, or the CPU; what was recorded with it; and its weights file.
 
     Args:
         run: a run's folder, or a weights file.
-        flip: test-time augmentation.
 
     Raises:
         InputError: there are no whole weights.
@@ -93,4 +113,4 @@ def open_predictor(run: Path, flip: bool) -> tuple[Predictor, dict[str, Any], Pa
         precision = "no"
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     transform = BatchTransform(about["mean"], about["std"], device=device, dtype=DTYPES[precision])
-    return Predictor(model, transform, device, precision, flip), about, path
+    return Predictor(model, transform, device, precision), about, path

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 
 class TrainingMetrics:
-    """Mean loss and top-1 accuracy of the epoch so far."""
+    """Mean loss and top-1 accuracy of the epoch so far; of mixed images by their own label, not the partner's."""
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator

@@ -5,16 +5,30 @@ import math
 import torch
 from torch import nn
 
+from data.errors import InputError
 from training.config import Config
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW over all parameters, with one group that is decayed and one that may not be."""
-    decayed, plain = parameter_groups(model)
+    """SGD, Adam or AdamW over all parameters: one group is decayed, two may not be.
+
+    The biases of BatchNorm may learn faster than the rest, --norm-bias-lr times: Jordan, 2024, arXiv:2404.00498,
+    where it is 64. As there, a step of sgd or adamw decays them as if they did not: their decay is divided by it.
+
+    Raises:
+        InputError: a factor for a network without BatchNorm.
+    """
+    weights, norms_and_biases, norm_biases = parameter_groups(model)
+    factor = config.norm_bias_lr
+    if factor != 1 and not norm_biases:
+        raise InputError(f"--norm-bias-lr {factor:g}: {config.model} has no BatchNorm; leave it at 1")
+    plain_decay = config.weight_decay if config.decay_norm_and_bias else 0.0
     groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": config.weight_decay if config.decay_norm_and_bias else 0.0},
+        {"params": weights, "weight_decay": config.weight_decay, "lr_factor": 1.0},
+        {"params": norms_and_biases, "weight_decay": plain_decay, "lr_factor": 1.0},
+        {"params": norm_biases, "weight_decay": plain_decay / factor, "lr_factor": factor},
     ]
+    groups = [group for group in groups if group["params"]]
     if config.optimizer in ("sgd", "nesterov"):
         nesterov = config.optimizer == "nesterov"
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
@@ -22,15 +36,26 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     return kind(groups, lr=config.lr)
 
 
-def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Weights of convolutions and linear layers; and normalisation layers' parameters with all biases."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give each group of parameters its learning rate, where that of the weights is `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_factor"]
+
+
+def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:
+    """Weights of convolutions and linear layers; their biases with normalisation layers' weights; and the
+    biases of normalisation layers."""
     weights: list[nn.Parameter] = []
     norms_and_biases: list[nn.Parameter] = []
+    norm_biases: list[nn.Parameter] = []
     for module in model.modules():
         is_norm = isinstance(module, nn.modules.batchnorm._NormBase)
         for name, parameter in module.named_parameters(recurse=False):
-            (norms_and_biases if is_norm or name == "bias" else weights).append(parameter)
-    return weights, norms_and_biases
+            if is_norm:
+                (norm_biases if name == "bias" else norms_and_biases).append(parameter)
+            else:
+                (norms_and_biases if name == "bias" else weights).append(parameter)
+    return weights, norms_and_biases, norm_biases
 
 
 def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:

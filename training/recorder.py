@@ -174,7 +174,7 @@ class Recorder(NullRecorder):
             "std": std,
             "precision": self.accelerator.mixed_precision,
         }
-        save_weights(self.folder / "best.safetensors", trainer.network, recorded | about)
+        save_weights(self.folder / "best.safetensors", trainer.result, recorded | about)
 
     def finish(self, trainer: Trainer) -> None:
         from training.figures import draw_curves
@@ -197,7 +197,7 @@ class Recorder(NullRecorder):
         from training.inference import open_predictor
 
         assert self.tracking is not None
-        predictor, _, weights = open_predictor(self.folder, flip=False)
+        predictor, _, weights = open_predictor(self.folder)
         evaluation = evaluate_images(predictor, self.prepared, trainer.val_ids)
         title = f"{self.folder.name}: validation, accuracy {100 * evaluation.report['accuracy']:.2f} %"
         pictures = draw_evaluation(evaluation, self.prepared, title, self.folder / "validation")
@@ -222,9 +222,10 @@ class Recorder(NullRecorder):
 def summarize(config: Config, accelerator: Accelerator, trainer: Trainer) -> dict[str, Any]:
     """The content of summary.json. Accuracy and F1 are those of the weights in best.safetensors.
 
-    weights_sha256 is of the weights after the last step: equal for two runs that computed the same bits.
+    weights_sha256 is of the weights after the last step, with --ema of their average: equal for two runs that
+    computed the same bits.
     """
-    progress, network = trainer.progress, trainer.network
+    progress = trainer.progress
     images = progress.step * config.batch_size
     evaluated = len(trainer.val_ids) > 0
     return {
@@ -242,7 +243,7 @@ def summarize(config: Config, accelerator: Accelerator, trainer: Trainer) -> dic
         "precision": accelerator.mixed_precision,
         "loader": trainer.loader.name,
         "seed": config.seed,
-        "weights_sha256": weights_sha256(network.state_dict()),
+        "weights_sha256": weights_sha256(trainer.result.state_dict()),
         "versions": versions(),
         "device": device_name(accelerator.device),
     }

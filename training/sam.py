@@ -1,0 +1,71 @@
+"""Sharpness-aware minimisation (Foret et al., 2020, arXiv:2010.01412), and its adaptive form (Kwon et al., 2021,
+arXiv:2102.11600)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+ETA = 0.01
+"""Kwon et al.'s eta: what is added to |w|, so that weights near 0 are perturbed too."""
+
+
+class SAM:
+    """A step descends along the gradient at w + e, the weights perturbed towards a higher loss:
+
+        e = rho x g / ||g||                 g the gradient at w, of the whole global batch
+        e = rho x T^2 g / ||T g||           adaptive: T = |w| + eta, elementwise
+
+    g is averaged over all processes and micro-batches, as a step's gradient always is: so e is the same in every
+    process, and does not depend on how the global batch is cut. (The paper's m-sharpness, an e of its own for
+    each share, would.) Both are free of the scale of g, so that fp16's scaled gradients serve as they are; where
+    one has overflowed, e and the second gradient are not finite, and the scaler leaves the step out.
+
+    Args:
+        network: not distributed; its parameters' gradients are used.
+        rho: length of the perturbation, above 0.
+        adaptive: the second form.
+    """
+
+    def __init__(self, network: nn.Module, rho: float, adaptive: bool):
+        self.network, self.rho, self.adaptive = network, rho, adaptive
+
+    @contextmanager
+    def perturbed(self) -> Iterator[None]:
+        """Go from w to w + e and forget the gradients; at the end w is back to the bit.
+
+        BatchNorm's running statistics stay: they are those of w, which is kept.
+        """
+        parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+        weights = [parameter.detach().clone() for parameter in parameters]
+        with torch.no_grad():
+            for parameter, step in zip(parameters, self._steps(parameters), strict=True):
+                parameter.add_(step)
+        self.network.zero_grad()
+        norms = [
+            module for module in self.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        ]
+        tracking = [module for module in norms if module.track_running_stats]
+        try:
+            for module in tracking:
+                module.track_running_stats = False
+            yield
+        finally:
+            for module in tracking:
+                module.track_running_stats = True
+            with torch.no_grad():
+                for parameter, weight in zip(parameters, weights, strict=True):
+                    parameter.copy_(weight)
+
+    def _steps(self, parameters: list[nn.Parameter]) -> list[Tensor]:
+        """e, of each parameter's shape."""
+        steps = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if self.adaptive:
+            scales = [parameter.abs() + ETA for parameter in parameters]
+            steps = [scale * gradient for scale, gradient in zip(scales, steps, strict=True)]
+        length = self.rho / (get_total_norm(steps) + 1e-12)  # no step where the gradient is 0
+        if self.adaptive:
+            steps = [scale * step for scale, step in zip(scales, steps, strict=True)]
+        return [length * step for step in steps]
