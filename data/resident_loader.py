@@ -14,10 +14,11 @@ class ResidentLoader:
     name = "resident"
 
     def __init__(self, prepared: Prepared, device: torch.device):
-        self.images = torch.from_numpy(np.array(prepared.images)).to(device).permute(0, 3, 1, 2)
+        self.images = torch.from_numpy(np.array(prepared.images)).to(device)
         self.labels = torch.from_numpy(prepared.labels).to(device)
         self.device = device
 
     def read(self, batches: Sequence[Tensor]) -> Generator[Batch]:
         for ids in ids_on_device(batches, self.device):
-            yield Batch(self.images[ids], self.labels[ids], ids)
+            images = self.images.index_select(0, ids).permute(0, 3, 1, 2)
+            yield Batch(images, self.labels[ids], ids)
