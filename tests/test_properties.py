@@ -170,6 +170,11 @@ def test_a_recorded_name_that_is_no_text_is_refused() -> None:
     assert isinstance(result_or_refusal(lambda: recorded_config({"name": []}, Path("a.safetensors"))), InputError)
 
 
+def test_values_of_another_version_are_refused_with_their_file() -> None:
+    refusal = result_or_refusal(lambda: recorded_config({"flip": True}, Path("a.safetensors")))
+    assert str(refusal).startswith("a.safetensors: recorded by another version of train.py (--flip True: expected")
+
+
 # Tables of labels -------------------------------------------------------------------------------------------
 
 IDS = st.integers(0, 10**18 - 1)

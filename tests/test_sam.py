@@ -11,6 +11,7 @@ from data.loaders import Batch
 from data.prepared import Prepared
 from data.resident_loader import ResidentLoader
 from tests.images import prepared_pixels
+from training.batchnorm import synchronize_batchnorm
 from training.config import Config
 from training.engine import Trainer
 from training.hardware import make_accelerator
@@ -163,3 +164,19 @@ def test_no_gradient_gives_no_step() -> None:
     with SAM(model, 0.5, adaptive=False).perturbed():
         for parameter, weight in zip(model.parameters(), before, strict=True):
             assert torch.equal(parameter, weight)
+
+
+def test_batchnorm_over_all_processes_keeps_its_statistics_too() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = synchronize_batchnorm(network(), torch.device("cpu"))
+        images, labels = torch.randn(4, 3, 32, 32), torch.tensor([1, 2, 3, 4])
+        F.cross_entropy(model(images), labels).backward()
+        before = [buffer.clone() for buffer in model.buffers()]
+        with SAM(model, 0.5, adaptive=False).perturbed():
+            model(images)
+        assert all(torch.equal(*pair) for pair in zip(model.buffers(), before, strict=True))
+        model(images)
+        assert not any(torch.equal(*pair) for pair in zip(model.buffers(), before, strict=True))
+    finally:
+        torch.distributed.destroy_process_group()

@@ -341,8 +341,8 @@ def _one_line(error: Exception) -> str:
 
 
 def recorded_config(values: dict[str, Any], where: Path) -> Config:
-    """The config that a run recorded in `where`; InputError if this version does not know its fields."""
+    """The config that a run recorded in `where`; InputError if this version does not know its fields or values."""
     try:
         return Config(**values)
-    except TypeError as error:
+    except (TypeError, InputError) as error:
         raise InputError(f"{where}: recorded by another version of train.py ({error})") from error
