@@ -6,8 +6,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torchmetrics import SumMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 
 class TrainingMetrics:
@@ -48,6 +46,10 @@ class EvaluationMetrics:
     """
 
     def __init__(self, num_classes: int, device: torch.device, everywhere: bool = True):
+        # Imported here: it takes longer than the first training steps, which need not wait for it.
+        from torchmetrics import SumMetric
+        from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
         common: dict[str, Any] = {"validate_args": False, "sync_on_compute": everywhere}
         loss = SumMetric(nan_strategy="disable", sync_on_compute=everywhere)
         self.loss = loss.set_dtype(torch.float64).to(device)
