@@ -1,4 +1,4 @@
-"""Repeat the experiments of the two studies: `python reproduce.py cifar10-study`.
+"""Repeat the experiments of the two studies, or train the recipes: `python reproduce.py cifar10-study`.
 
 Trains what is not yet done, evaluates each run on the test set, and writes report.md and report.html. Stopped and
 started again it goes on where it was. What comes after -- goes to train.py.
@@ -15,10 +15,20 @@ from typing import TYPE_CHECKING
 from data.errors import InputError
 from training.cli import OneLineParser, one_line_errors
 from training.config import Config, parse_config
-from training.jobs import ROOT, add_flags, check_flags, complete, is_finished, split_arguments, train
-from training.studies import STUDIES, Experiment, Study
+from training.jobs import (
+    ROOT,
+    add_flags,
+    check_flags,
+    complete,
+    is_finished,
+    require_validation,
+    split_arguments,
+    train,
+)
+from training.studies import GROUPS, STUDIES, Experiment, Study
 
 if TYPE_CHECKING:
+    from data.prepared import Prepared
     from training.report import Outcome
 
 
@@ -33,7 +43,7 @@ def main() -> None:
 
 def make_parser() -> OneLineParser:
     parser = OneLineParser(prog="reproduce.py", description=__doc__)
-    parser.add_argument("study", choices=(*STUDIES, "all"))
+    parser.add_argument("study", choices=tuple(GROUPS), help="all: both studies; recipes: both budgets")
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -80,9 +90,8 @@ def reproduce(arguments: argparse.Namespace, extra: list[str]) -> int:
 
 
 def choose_experiments(study: str, only: str) -> list[Experiment]:
-    """The experiments to run: all of the study, or of both, or those named in `only`."""
-    studies = STUDIES.values() if study == "all" else [STUDIES[study]]
-    known = {experiment.name: experiment for each in studies for experiment in each.experiments}
+    """The experiments to run: all of the study, or of the group of studies, or those named in `only`."""
+    known = {experiment.name: experiment for each in GROUPS[study] for experiment in STUDIES[each].experiments}
     wanted = only.split(",") if only else list(known)
     for name in wanted:
         if name not in known:
@@ -124,6 +133,10 @@ def repeat(
         flags = [*given, "--name", run.name, "--runs-dir", str(run.parent), "--seed", str(seed)]
         flags += ["--data-dir", str(folder)]
         flags, config = complete(flags, arguments.epochs_scale, arguments.subset)
+        if STUDIES[study_name].findings:
+            require_validation(config)
+        elif may_train:
+            require_test_images(config)
         if may_train and not is_finished(run, config, {"weights"}):
             if config.weights:
                 weights = imagenet_weights(arguments.weights or Path(config.weights))
@@ -142,13 +155,28 @@ def repeat(
         outcome.results.append(read_result(run))
 
 
+def require_test_images(config: Config) -> None:
+    """InputError, before anything is trained, where a run could not be evaluated on labelled test images."""
+    if not open_prepared(config).test_ids:
+        raise InputError(
+            f"{config.source_folder}: no labelled test images; use CIFAR's archives, or class folders"
+        )
+
+
+def open_prepared(config: Config) -> "Prepared":
+    from data.prepared import prepare
+    from data.sources import find_source
+
+    return prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
+
+
 def data_folder(study: Study, arguments: argparse.Namespace) -> Path:
     """<data-dir>/<data set>; or <data-dir> itself, where it has the images of the study."""
     from data.sources import TorchvisionArchive, find_source
 
     given: Path = arguments.data_dir
     inside = given / study.dataset
-    if arguments.study == "all" or inside.exists() or not given.is_dir():
+    if len(GROUPS[arguments.study]) > 1 or inside.exists() or not given.is_dir():
         return inside
     try:
         source = find_source(study.dataset, given)
@@ -182,13 +210,10 @@ def evaluate(run: Path, config: Config) -> None:
 
     Kaggle publishes no test labels: where there are none, on the validation images.
     """
-    from data.prepared import prepare
-    from data.sources import find_source
     from training.checkpoint import load_weights
     from training.evaluation import evaluate_run
 
-    prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
-    split = "test" if prepared.test_ids else "val"
+    split = "test" if open_prepared(config).test_ids else "val"
     report = run / "evaluation.json"
     weights = load_weights(run / "best.safetensors")[1]["weights_sha256"]
     found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}

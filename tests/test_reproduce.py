@@ -15,7 +15,7 @@ from torchvision import models
 import reproduce
 from data.errors import InputError
 from data.spec import CIFAR10
-from tests.conftest import ROOT, command, wait_until
+from tests.conftest import ROOT, command, run_script, wait_until
 from tests.images import serve, write_kaggle
 from training import jobs
 from training.config import Config, parse_config
@@ -224,6 +224,29 @@ def test_a_shorter_run_is_shorter_in_all_that_counts_epochs_or_steps():
     assert short.decay == pytest.approx(0.004 / 0.025)
     assert parse_config(jobs.shortened(config, 0.001, 1)).epochs == 1
     assert jobs.shortened(config, 1, 1) == []
+
+
+def test_a_recipe_for_a_budget_trains_on_all_images_and_is_tested(cifar10, tmp_path):
+    flags = ["cifar10-budgets", "--only", "c10-15", "--epochs-scale", "0.01", "--data-dir", cifar10]
+    flags += ["--out", tmp_path / "out", *EXTRA, "--cache-dir", tmp_path / "cache"]
+    ended = run_script("reproduce.py", *flags)
+    assert ended.returncode == 0, ended.stderr
+    run = tmp_path / "out/cifar10-budgets/c10-15-seed0-scaled"
+    summary, evaluation = (json.loads((run / f"{name}.json").read_text()) for name in ("summary", "evaluation"))
+    assert (summary["train_images"], summary["val_images"], summary["val_accuracy"]) == (100, 0, None)
+    assert (evaluation["split"], evaluation["count"]) == ("test", 20)
+    accuracy = evaluation["accuracy"]
+    row = f"| 0.935 (test) | {accuracy:.4f} (test) | {accuracy - 0.935:+.3f} | - | {accuracy:.4f} |"
+    assert row in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_recipe_that_could_not_be_tested_is_not_trained(monkeypatch, tmp_path, capsys):
+    write_kaggle(tmp_path / "cifar10", CIFAR10.classes * 2)
+    started = fake_train(monkeypatch, code=0, begun=True)
+    where = ["--data-dir", tmp_path, "--out", tmp_path / "out", "--", "--cache-dir", tmp_path / "cache"]
+    assert run_here(monkeypatch, "recipes", "--only", "c10-30", *where) == 2
+    assert started == []
+    assert "cifar10: no labelled test images; use CIFAR's archives" in capsys.readouterr().err
 
 
 def test_every_experiment_has_its_recipe_and_every_recipe_its_experiment():

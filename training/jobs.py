@@ -74,18 +74,17 @@ def shortened(config: Config, epochs_scale: float, subset: float) -> list[str]:
 
 
 def complete(flags: Sequence[str], epochs_scale: float, subset: float) -> tuple[list[str], Config]:
-    """The flags of a run with those that shorten it, and the config that they give.
-
-    Raises:
-        InputError: the run would have no validation images to be compared by.
-    """
+    """The flags of a run with those that shorten it, and the config that they give."""
     whole = [*flags, *shortened(parse_config(list(flags)), epochs_scale, subset)]
-    config = parse_config(whole)
+    return whole, parse_config(whole)
+
+
+def require_validation(config: Config) -> None:
+    """InputError for a run without validation images to be compared by."""
     if config.split not in HELD_OUT:
         raise InputError(
             f"--split {config.split}: runs are compared by validation images; use {HELD_OUT[0]} or {HELD_OUT[1]}"
         )
-    return whole, config
 
 
 def is_finished(run: Path, wanted: Config, whatever: Collection[str] = ()) -> bool:

@@ -92,7 +92,7 @@ def study_report(study: Study, outcomes: Sequence[Outcome], scaled: str, picture
     blocks: list[Block] = [
         Heading(study.title + label),
         results_table(outcomes),
-        "Accuracies and F1 are fractions; with several seeds mean and deviation. `ours` is what the study's "
+        "Accuracies and F1 are fractions; with several seeds mean and deviation. `ours` is what the "
         "figure is of: validation, or the test set where so marked."
         + (f" All runs are {scaled}." if scaled else ""),
         list(study.notes),
@@ -111,15 +111,14 @@ def study_report(study: Study, outcomes: Sequence[Outcome], scaled: str, picture
             draw_comparison(curves, title, path)
             blocks.append(Picture(path, title))
     findings = [[finding.text, *verdict(finding.pairs, finding.quantity, finished)] for finding in study.findings]
-    blocks += [
-        Heading(f"{study.title}: its findings{label}", 3),
-        Table(("finding", "our runs", "measured"), findings),
-    ]
+    if findings:
+        blocks.append(Heading(f"{study.title}: its findings{label}", 3))
+        blocks.append(Table(("finding", "our runs", "measured"), findings))
     return blocks
 
 
 def results_table(outcomes: Sequence[Outcome]) -> Table:
-    header = "experiment, network and settings, study, ours, difference, validation, test, macro F1, micro F1"
+    header = "experiment, network and settings, figure, ours, difference, validation, test, macro F1, micro F1"
     header += ", epochs, seconds, seeds"
     return Table(header.split(", "), [_row(outcome) for outcome in outcomes])
 
@@ -130,7 +129,7 @@ def _row(outcome: Outcome) -> list[str]:
     row = [experiment.name, experiment.what, figure]
     if not results:
         return [*row, outcome.reason, *["-"] * 8]
-    validation = [result.summary["val_accuracy"] for result in results]
+    validation = [result.summary["val_accuracy"] for result in results if result.summary["val_images"]]
     test = [result.test_accuracy for result in results if result.test_accuracy is not None]
     ours = test if experiment.on_test else validation
     f1 = [_spread([result.evaluation[name] for result in results]) for name in ("macro_f1", "micro_f1")]

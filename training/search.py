@@ -18,7 +18,7 @@ import yaml
 from data.errors import InputError
 from data.files import write_json
 from training.cli import OneLineParser, RunError, one_line_errors
-from training.jobs import add_flags, check_flags, complete, is_finished, split_arguments, train
+from training.jobs import add_flags, check_flags, complete, is_finished, require_validation, split_arguments, train
 
 
 @dataclass
@@ -82,6 +82,7 @@ def train_trial(
     flags = ["--recipe", str(recipe), "--tracker", "none", *extra, *trial.flags.split()]
     flags += ["--name", run.name, "--runs-dir", str(run.parent)]
     flags, config = complete(flags, share, arguments.subset)
+    require_validation(config)
     if not is_finished(run, config) and train(flags, arguments.processes):
         return -1.0
     return float(json.loads((run / "summary.json").read_text(encoding="utf-8"))["val_accuracy"])
