@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help setup demo test test-faults benchmark lint clean
+.PHONY: help setup demo test test-faults benchmark ablation lint clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-11s %s\n", $$1, $$2 }' Makefile
@@ -35,6 +35,9 @@ benchmark: setup  ## measure everything: tables, and JSON in benchmarks/results 
 	$(BIN)/python -m benchmarks.scaling $(FLAGS)
 	$(BIN)/python -m benchmarks.determinism $(FLAGS)
 	$(BIN)/python -m benchmarks.time_to_accuracy $(FLAGS)
+
+ablation: setup  ## what each training technique adds: hours (FLAGS="--only 'EMA 0.99'": that alone)
+	$(BIN)/python -m benchmarks.ablation $(FLAGS)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check

@@ -134,7 +134,9 @@ def make_parser(name: str, description: str | None) -> OneLineParser:
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where there is a GPU")
     parser.add_argument("--full", action=BooleanOptionalAction, help="all cases; default: on a GPU")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: tiny sizes, built-in shapes, no spread")
-    parser.add_argument("--dataset", choices=("cifar10", "shapes"), help="default: cifar10, with --quick shapes")
+    parser.add_argument(
+        "--dataset", choices=("cifar10", "cifar100", "shapes"), help="default: cifar10, with --quick shapes"
+    )
     parser.add_argument("--data-dir", default="", help="folder of its images; default: datasets/<dataset>")
     parser.add_argument("--cache-dir", default="cache", help="folder of the decoded images; default: cache")
     parser.add_argument("--out", type=Path, help=f"default: {RESULTS.relative_to(ROOT)}/<benchmark>-<device>.json")

@@ -1,0 +1,50 @@
+"""The ablation: its pairs, and that every technique is what train.py takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ablation
+from benchmarks.common import Row
+from training.config import Config, parse_config
+
+
+def test_differences_are_of_runs_with_one_seed():
+    with_it, without = {"validation accuracy %": [80.0, 91.0]}, {"validation accuracy %": [79.0, 88.0]}
+    tta = {"difference": [0.5, 0.7]}
+    rows = [Row({"technique": name}, found) for name, found in ((ablation.BASELINE, without), ("EMA", with_it))]
+    rows.append(Row({"technique": "flip TTA"}, tta))
+    ablation.add_differences(rows)
+    assert "difference" not in rows[0].measured
+    assert rows[1].measured["difference"] == [1.0, 3.0]
+    assert [row.case["mean ± deviation"] for row in rows] == ["83.50 ± 6.36", "+2.00 ± 1.41", "+0.60 ± 0.14"]
+
+
+@pytest.mark.parametrize("name", [name for name in ablation.TECHNIQUES if name != ablation.BASELINE])
+def test_every_technique_changes_the_run_in_its_own_fields_alone(name):
+    changed = {
+        field
+        for field, value in vars(parse_config(ablation.TECHNIQUES[name])).items()
+        if value != getattr(Config(), field)
+    }
+    flags = {flag.removeprefix("--").replace("-", "_") for flag in ablation.TECHNIQUES[name] if flag[:2] == "--"}
+    assert changed == flags != set()
+
+
+def test_each_round_is_the_next_seed(monkeypatch, tmp_path):
+    """A run's accuracy is that of its last epoch, not its best."""
+    started = []
+
+    def run_command(command):
+        started.append(command)
+        name, folder = command[command.index("--name") + 1], Path(command[command.index("--runs-dir") + 1])
+        rows = [{"kind": "epoch", "val_accuracy": accuracy} for accuracy in (0.9, 0.8)]
+        (folder / name).mkdir(parents=True)
+        (folder / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (folder / name / "summary.json").write_text(json.dumps({"images_per_second": 5.0}))
+
+    monkeypatch.setattr(ablation, "run_command", run_command)
+    measure = ablation.contender("EMA", ablation.partial(ablation.train, ["--ema", 0.99], tmp_path)).measure
+    assert [measure()["validation accuracy %"] for _ in range(2)] == [80.0, 80.0]
+    assert [command[command.index("--seed") + 1] for command in started] == ["0", "1"]
