@@ -85,7 +85,7 @@ def open_passes(name: str, config: Config) -> Passes:
 
 
 def of_whole_passes(name: str, config: Config) -> Config:
-    """All images, where a pass of fewer would be over before it can be timed; B1's passes are as short as asked."""
+    """All images, since a pass of fewer would be over before it can be timed; of B1 as few as asked for."""
     return config if name.startswith("B1") else replace(config, subset=1.0)
 
 

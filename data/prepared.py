@@ -36,7 +36,7 @@ class Prepared:
     """A decoded data set.
 
     folder: where the cache is.
-    images: uint8 (n, 32, 32, 3), mapped from the file.
+    images: uint8 (n, 32, 32, 3), mapped from the file, so that the processes of a machine share them.
     labels: int64 (n,).
     train_count: ids below it are training images, the others test images.
     classes: names, by label.
@@ -81,7 +81,7 @@ def prepare(source: Source, cache_dir: Path) -> Prepared:
             raise OSError(errno.EIO, reason, str(folder))
         return Prepared(
             folder=folder,
-            images=np.load(folder / "images.npy", mmap_mode="r"),
+            images=np.load(folder / "images.npy", mmap_mode="c"),  # torch takes no arrays that are read-only
             labels=np.load(folder / "labels.npy"),
             train_count=meta["train_count"],
             classes=tuple(meta["classes"]),

@@ -1,8 +1,10 @@
-"""The whole data set in the device's memory (CIFAR: 180 MB). No compilation, no workers."""
+"""The whole data set in the device's memory (CIFAR: 180 MB); on a CPU that is the cache file, mapped.
+
+No compilation, no workers.
+"""
 
 from collections.abc import Generator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ class ResidentLoader:
     name = "resident"
 
     def __init__(self, prepared: Prepared, device: torch.device):
-        self.images = torch.from_numpy(np.array(prepared.images)).to(device)
+        self.images = torch.from_numpy(prepared.images).to(device)
         self.labels = torch.from_numpy(prepared.labels).to(device)
         self.device = device
 

@@ -112,12 +112,10 @@ def _digest(parts: list[str]) -> str:
 
 def _describe(folder: Path) -> list[str]:
     """Name, size and time of change of each image of a folder."""
-    described = []
-    for entry in _image_entries(folder):
-        with _readable(folder):
-            status = entry.stat()
-        described.append(f"{entry.name}|{status.st_size}|{status.st_mtime_ns}")
-    return sorted(described)
+    entries = _image_entries(folder)
+    with _readable(folder):
+        found = [(entry.name, entry.stat()) for entry in entries]
+    return sorted(f"{name}|{status.st_size}|{status.st_mtime_ns}" for name, status in found)
 
 
 def read_labels(path: Path) -> pd.Series:
