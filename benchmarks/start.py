@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.common import ROOT, Contender, Row, base_config, interleave, make_parser, open_prepared, run
-from benchmarks.processes import python, run_command
+from benchmarks.processes import python
 
 IMPORTS = ("torch", "torch, torchvision, accelerate", "ffcv", "train", "training.engine")
 
@@ -47,7 +47,10 @@ def first_step(flags: Sequence[object], cache_dir: str | None) -> dict[str, floa
 
 
 def command_seconds(command: Sequence[str]) -> dict[str, float]:
-    return {"seconds": run_command(command).seconds}
+    """As a user would run it: run_command watches the memory, which slows imports down."""
+    started = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return {"seconds": time.perf_counter() - started}
 
 
 def benchmark(arguments: Namespace) -> list[Row]:
