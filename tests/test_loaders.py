@@ -121,3 +121,13 @@ def test_the_resident_loader_asked_for_is_taken_without_a_word_and_without_ffcv(
     assert isinstance(loader, ResidentLoader)
     assert note == ""
     assert not finder.asked
+
+
+def test_on_a_cpu_the_images_are_the_caches_own_and_reading_leaves_it_alone(prepared: Prepared) -> None:
+    """Processes of one machine share them then, and none waits for a copy."""
+    loader, before = ResidentLoader(prepared, CPU), (prepared.folder / "images.npy").read_bytes()
+    assert np.shares_memory(loader.images.numpy(), prepared.images)
+    (batch,) = loader.read([torch.arange(5)])
+    batch.images.zero_()
+    assert loader.images[:5].any()
+    assert (prepared.folder / "images.npy").read_bytes() == before
