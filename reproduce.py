@@ -77,7 +77,7 @@ def reproduce(arguments: argparse.Namespace, extra: list[str]) -> int:
             repeat(outcome, name, out, arguments, extra, may_train=outcome.experiment in chosen)
     results = [result for of_study in outcomes.values() for outcome in of_study for result in outcome.results]
     blocks: list[Block] = [
-        Heading("The studies' experiments, repeated" + (f" ({scaled})" if scaled else ""), 1),
+        Heading("Experiments beside their figures" + (f" ({scaled})" if scaled else ""), 1),
         f"`{shlex.join(['python', 'reproduce.py', *sys.argv[1:]])}`",
         environment(results),
     ]
