@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from training.cli import TTA, TTA_HELP, OneLineParser, one_line_errors
+from training.cli import METRICS, TTA, TTA_HELP, OneLineParser, one_line_errors
 
 
 def main() -> None:
@@ -50,14 +50,7 @@ def print_table(run: Path, report: dict[str, Any]) -> None:
 
 
 def metrics(report: dict[str, Any], prefix: str = "") -> str:
-    names = {
-        "loss": "loss",
-        "accuracy": "accuracy",
-        "top5": "top-5",
-        "macro_f1": "macro F1",
-        "micro_f1": "micro F1",
-    }
-    return ", ".join(f"{shown} {report[prefix + name]:.4f}" for name, shown in names.items())
+    return ", ".join(f"{shown} {report[prefix + name]:.4f}" for name, shown in METRICS.items())
 
 
 if __name__ == "__main__":

@@ -28,7 +28,6 @@ from training.jobs import (
 from training.studies import GROUPS, STUDIES, Experiment, Study
 
 if TYPE_CHECKING:
-    from data.prepared import Prepared
     from training.report import Outcome
 
 
@@ -135,8 +134,7 @@ def repeat(
         flags, config = complete(flags, arguments.epochs_scale, arguments.subset)
         if STUDIES[study_name].findings:
             require_validation(config)
-        elif may_train:
-            require_test_images(config)
+        split = evaluated_split(config, STUDIES[study_name]) if may_train else ""
         if may_train and not is_finished(run, config, {"weights"}):
             if config.weights:
                 weights = imagenet_weights(arguments.weights or Path(config.weights))
@@ -148,26 +146,30 @@ def repeat(
                 outcome.reason = failure
                 continue
         if may_train:
-            evaluate(run, config)
+            evaluate(run, config, split)
         elif not (run / "evaluation.json").exists() or not is_finished(run, config, {"weights"}):
             outcome.reason = "not chosen, not run yet"
             continue
         outcome.results.append(read_result(run))
 
 
-def require_test_images(config: Config) -> None:
-    """InputError, before anything is trained, where a run could not be evaluated on labelled test images."""
-    if not open_prepared(config).test_ids:
+def evaluated_split(config: Config, study: Study) -> str:
+    """The images that a run is evaluated on: "test"; or "val", where there are no labelled test images.
+
+    Kaggle publishes no test labels.
+
+    Raises:
+        InputError, before anything is trained: the study has nothing but figures of the test set.
+    """
+    from training.engine import open_prepared
+
+    if open_prepared(config).test_ids:
+        return "test"
+    if not study.findings:
         raise InputError(
             f"{config.source_folder}: no labelled test images; use CIFAR's archives, or class folders"
         )
-
-
-def open_prepared(config: Config) -> "Prepared":
-    from data.prepared import prepare
-    from data.sources import find_source
-
-    return prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
+    return "val"
 
 
 def data_folder(study: Study, arguments: argparse.Namespace) -> Path:
@@ -205,15 +207,11 @@ def imagenet_weights(path: Path) -> Path | None:
     return path
 
 
-def evaluate(run: Path, config: Config) -> None:
-    """Evaluate a run on the test set, unless it has been done for these weights.
-
-    Kaggle publishes no test labels: where there are none, on the validation images.
-    """
+def evaluate(run: Path, config: Config, split: str) -> None:
+    """Evaluate a run, unless it has been done for these weights and this split."""
     from training.checkpoint import load_weights
     from training.evaluation import evaluate_run
 
-    split = "test" if open_prepared(config).test_ids else "val"
     report = run / "evaluation.json"
     weights = load_weights(run / "best.safetensors")[1]["weights_sha256"]
     found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}

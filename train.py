@@ -4,7 +4,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from training.cli import one_line_errors
+from training.cli import METRICS, one_line_errors
 from training.config import HELD_OUT, Config, parse_config
 from training.stopping import Stopped, StopRequest
 
@@ -93,7 +93,7 @@ def finish_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:
     row = trainer.training_row("epoch")
     if len(trainer.val_ids):
         result = trainer.validate()
-        row |= {f"val_{name}": result[name] for name in ("loss", "accuracy", "top5", "macro_f1", "micro_f1")}
+        row |= {f"val_{name}": result[name] for name in METRICS}
     progress.epoch += 1
     is_last = progress.epoch == config.epochs
     chosen = config.split in HELD_OUT  # otherwise nothing may choose, and the last weights are kept

@@ -11,12 +11,12 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.common import Contender, Row, interleave, make_parser, run
+from benchmarks.common import Row, by_seed, interleave, make_parser, run
 from benchmarks.processes import python, run_command
+from training.report import read_epochs
 
 BASELINE = "without"
 TECHNIQUES: dict[str, list[str]] = {
@@ -45,10 +45,9 @@ TTA = {"flip TTA": "flip", "six-view TTA": "six"}
 def train(flags: Sequence[object], folder: Path, seed: int) -> dict[str, float]:
     """Train in a run of its own; the accuracy of its last epoch, in percent."""
     run_command(python("train.py", *flags, "--runs-dir", folder, "--name", f"seed{seed}", "--seed", seed))
-    rows = [json.loads(line) for line in (folder / f"seed{seed}/metrics.jsonl").read_text().splitlines()]
     summary = json.loads((folder / f"seed{seed}/summary.json").read_text())
-    accuracy = next(row["val_accuracy"] for row in reversed(rows) if row["kind"] == "epoch")
-    return {"validation accuracy %": 100 * accuracy, "images/s": summary["images_per_second"]}
+    last = read_epochs(folder / f"seed{seed}")[-1]
+    return {"validation accuracy %": 100 * last["val_accuracy"], "images/s": summary["images_per_second"]}
 
 
 def augmented(tta: str, folder: Path, seed: int) -> dict[str, float]:
@@ -98,15 +97,10 @@ def benchmark(arguments: Namespace) -> list[Row]:
                 measure = partial(augmented, TTA[name], Path(folder) / BASELINE)
             else:
                 measure = partial(train, [*shared, *TECHNIQUES[name]], Path(folder) / name.replace(" ", "-"))
-            contenders.append(contender(name, measure))
+            contenders.append(by_seed({"technique": name}, measure))
         rows = interleave(contenders, arguments.repeats, warmup=0)
     add_differences(rows)
     return rows
-
-
-def contender(name: str, measure: "partial[dict[str, float]]") -> Contender:
-    seeds = count()
-    return Contender({"technique": name}, lambda: measure(next(seeds)))
 
 
 def main() -> None:

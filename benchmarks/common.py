@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ from tqdm import tqdm
 from data.decode import allowed_cores
 from data.errors import InputError
 from data.files import write_json
-from data.prepared import Prepared, prepare
-from data.sources import find_source
 from training.cli import OneLineParser, one_line_errors
 from training.config import Config
 from training.hardware import device_name, set_threads, versions
@@ -39,6 +38,12 @@ class Contender:
 
     case: dict[str, Any]
     measure: Callable[[], dict[str, Any]]
+
+
+def by_seed(case: dict[str, Any], measure: Callable[[int], dict[str, Any]]) -> Contender:
+    """Each repeat is the next seed, from 0 on."""
+    seeds = count()
+    return Contender(case, lambda: measure(next(seeds)))
 
 
 @dataclass
@@ -195,10 +200,6 @@ def base_config(arguments: Namespace, **changes: Any) -> Config:
         "loader": "resident",
     }
     return Config(**settings | changes)
-
-
-def open_prepared(config: Config) -> Prepared:
-    return prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
 
 
 def default_device() -> torch.device:

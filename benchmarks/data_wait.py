@@ -8,13 +8,11 @@ are in training over that of steps with one batch again and again.
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import partial
 from itertools import product, repeat
 
-from benchmarks.common import Contender, Row, base_config, endless, interleave, make_parser, run, synchronize
+from benchmarks.common import Row, base_config, endless, make_parser, run, synchronize
 from benchmarks.loops import Steps, make_trainer, time_steps
-from benchmarks.processes import in_own_process
+from benchmarks.processes import in_turn
 from data.loaders import Batch
 from training.config import Config
 from training.engine import Trainer
@@ -60,14 +58,12 @@ def benchmark(arguments: Namespace) -> list[Row]:
     count = 1 if arguments.quick else 100 if on_gpu else 3
     stems = ("cifar", "imagenet") if on_gpu or arguments.full else ("imagenet",)
     sizes = (128, 512) if on_gpu or arguments.full else (128,)
-    with ExitStack() as stack:
-        contenders = []
-        for stem, size, loader in product(stems, sizes, ("ffcv", "resident")):
-            config = base_config(arguments, batch_size=size, stem=stem, loader=loader)
-            measure = stack.enter_context(in_own_process(open_shares, config))
-            case = {"loader": loader, "network": config.model, "stem": stem, "batch": size}
-            contenders.append(Contender(case, partial(measure, count)))
-        return interleave(contenders, arguments.repeats)
+    openings = []
+    for stem, size, loader in product(stems, sizes, ("ffcv", "resident")):
+        config = base_config(arguments, batch_size=size, stem=stem, loader=loader)
+        case = {"loader": loader, "network": config.model, "stem": stem, "batch": size}
+        openings.append((case, (open_shares, config)))
+    return in_turn(openings, count, arguments.repeats)
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ from benchmarks.common import (
     default_device,
     interleave,
     make_parser,
-    open_prepared,
     run,
     synchronize,
 )
@@ -35,7 +34,7 @@ from data.decode import allowed_cores
 from data.prepared import Prepared
 from data.sources import find_source
 from training.config import Config
-from training.engine import make_stream, open_data
+from training.engine import make_stream, open_data, open_prepared
 from training.hardware import make_accelerator
 
 NAMES = ("ours, ffcv", "ours, resident", "B1, arrays", "B1, PNG", "B2", "B2 with cutout")

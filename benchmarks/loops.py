@@ -19,10 +19,10 @@ from benchmarks.baselines import (
     resident_epoch,
     resident_images,
 )
-from benchmarks.common import MIB, default_device, endless, open_prepared, synchronize
+from benchmarks.common import MIB, default_device, endless, synchronize
 from data.prepared import Prepared
 from training.config import Config
-from training.engine import Trainer, initial_model, open_data
+from training.engine import Trainer, initial_model, open_data, open_prepared
 from training.hardware import make_accelerator
 from training.stopping import StopRequest
 

@@ -9,15 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context, set_start_method
 from types import TracebackType
 from typing import Any
 
 import psutil
 
-from benchmarks.common import MIB, ROOT
+from benchmarks.common import MIB, ROOT, Contender, Row, interleave
 from data.parent import die_with_parent
 
 SAMPLING_INTERVAL_S = 0.1
@@ -50,6 +51,17 @@ def _start(parent: int, make: Callable[..., Callable[..., Any]], arguments: tupl
 def _call(*given: Any) -> Any:
     assert _measure is not None
     return _measure(*given)
+
+
+Opening = tuple[dict[str, Any], tuple[Any, ...]]
+"""A contender's case; and what in_own_process is given for it: what opens it, and with which arguments."""
+
+
+def in_turn(openings: Sequence[Opening], count: int, repeats: int) -> list[Row]:
+    """Measure contenders that have a process each, in turn; `count` is what their functions are called with."""
+    with ExitStack() as stack:
+        opened = [(case, stack.enter_context(in_own_process(*opening))) for case, opening in openings]
+        return interleave([Contender(case, partial(measure, count)) for case, measure in opened], repeats)
 
 
 class PeakMemory:

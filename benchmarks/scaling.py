@@ -11,19 +11,18 @@ from functools import partial
 
 import torch
 
-from benchmarks.common import Contender, Row, base_config, interleave, make_parser, open_prepared, run
-from benchmarks.processes import python, run_command
+from benchmarks.common import Contender, Row, base_config, interleave, make_parser, run
+from benchmarks.processes import run_command
 from training.config import Config, flag
+from training.engine import open_prepared
 from training.hardware import choose_precision
+from training.jobs import launcher
 
 
 def launch(processes: int, *arguments: object) -> list[str]:
     """The command line of benchmarks/scaling_job.py in that many processes; 1: without a launcher."""
-    if processes == 1:
-        return python("-m", "benchmarks.scaling_job", *arguments)
-    launcher = ["-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", "accelerate_config.yaml"]
-    launcher += ["--num_processes", str(processes), "--main_process_port", "0", "--module"]  # a free one
-    return python(*launcher, "benchmarks.scaling_job", *arguments)
+    as_module = ["-m"] if processes == 1 else ["--main_process_port", "0", "--module"]  # 0: a free one
+    return [*launcher(processes), *as_module, "benchmarks.scaling_job", *map(str, arguments)]
 
 
 def flags(config: Config) -> list[object]:

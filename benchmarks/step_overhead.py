@@ -7,8 +7,6 @@ get one and the same batch, which is already there; "ours, with its data" reads 
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +14,16 @@ from torch import Tensor, nn
 
 from benchmarks.baselines import AccelerateLoop
 from benchmarks.common import (
-    Contender,
     Row,
     base_config,
     default_device,
-    interleave,
     make_parser,
-    open_prepared,
     run,
 )
 from benchmarks.loops import Steps, make_trainer, our_steps, time_steps
-from benchmarks.processes import in_own_process
+from benchmarks.processes import in_turn
 from training.config import Config
+from training.engine import open_prepared
 from training.hardware import make_accelerator, set_threads
 
 NAMES = ("bare", "B4", "ours", "ours, with its data")
@@ -107,12 +103,8 @@ def open_steps(name: str, config: Config) -> Callable[[int], dict[str, float]]:
 def benchmark(arguments: Namespace) -> list[Row]:
     config = base_config(arguments, batch_size=128, precision="no")
     count = 20 if arguments.quick else 1000
-    with ExitStack() as stack:
-        contenders = []
-        for name in NAMES:
-            measure = stack.enter_context(in_own_process(open_steps, name, config))
-            contenders.append(Contender({"loop": name, "batch": 128}, partial(measure, count)))
-        return interleave(contenders, arguments.repeats)
+    openings = [({"loop": name, "batch": 128}, (open_steps, name, config)) for name in NAMES]
+    return in_turn(openings, count, arguments.repeats)
 
 
 def main() -> None:

@@ -9,13 +9,14 @@ import json
 import tempfile
 from argparse import Namespace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, Contender, Row, interleave, make_parser, open_prepared, run
+from benchmarks.common import ROOT, Contender, Row, by_seed, interleave, make_parser, run
 from benchmarks.processes import python, run_command
 from training.config import Config, parse_config
+from training.engine import open_prepared
+from training.report import read_epochs
 
 
 def train(config: Config, flags: list[object], folder: Path, seed: int) -> dict[str, float]:
@@ -26,7 +27,7 @@ def train(config: Config, flags: list[object], folder: Path, seed: int) -> dict[
     summary = json.loads((run_folder / "summary.json").read_text())
     measured = {
         "seconds": finished.seconds,
-        "seconds to best": seconds_to(run_folder / "metrics.jsonl", summary["best_epoch"]),
+        "seconds to best": read_epochs(run_folder)[summary["best_epoch"] - 1]["seconds"],
         "images/s": summary["images_per_second"],
         "validation accuracy %": 100 * summary["val_accuracy"],
     }
@@ -35,12 +36,6 @@ def train(config: Config, flags: list[object], folder: Path, seed: int) -> dict[
         report = json.loads((run_folder / "evaluation.json").read_text())
         measured["test accuracy %"] = 100 * report["accuracy"]
     return measured
-
-
-def seconds_to(metrics: Path, epoch: int) -> float:
-    """Seconds of a run up to the end of an epoch, counted from 1."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return float(next(row["seconds"] for row in rows if row["kind"] == "epoch" and row["epoch"] == epoch))
 
 
 def recipe_flags(arguments: Namespace, recipe: str) -> list[object]:
@@ -53,9 +48,7 @@ def contender(arguments: Namespace, recipe: str, folder: Path) -> Contender:
     flags = recipe_flags(arguments, recipe)
     config = parse_config([str(part) for part in flags])
     case: dict[str, Any] = {"recipe": config.recipe, "epochs": config.epochs, "share of images": config.subset}
-    seeds = count()
-    run_one = partial(train, config, flags, folder)
-    return Contender(case, lambda: run_one(next(seeds)))
+    return by_seed(case, partial(train, config, flags, folder))
 
 
 def benchmark(arguments: Namespace) -> list[Row]:

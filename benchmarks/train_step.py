@@ -6,8 +6,6 @@ at which the device multiplies large matrices in that precision.
 """
 
 from argparse import Namespace
-from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from itertools import product
 from statistics import median
@@ -19,7 +17,7 @@ from benchmarks.baselines import RESIDENT_BATCH
 from benchmarks.common import Contender, Row, base_config, default_device, interleave, make_parser, run
 from benchmarks.flops import matrix_rate, training_flops
 from benchmarks.loops import open_loop
-from benchmarks.processes import in_own_process
+from benchmarks.processes import in_turn
 from data.decode import allowed_cores
 from training.config import Config
 from training.engine import initial_model
@@ -81,14 +79,7 @@ def case(loop: str, config: Config) -> dict[str, Any]:
 
 
 def measure_group(entries: list[Entry], steps: int, repeats: int) -> list[Row]:
-    with ExitStack() as stack:
-        contenders = []
-        for loop, config in entries:
-            measure: Callable[[int], dict[str, float]] = stack.enter_context(
-                in_own_process(open_loop, loop, config)
-            )
-            contenders.append(Contender(case(loop, config), partial(measure, steps)))
-        return interleave(contenders, repeats)
+    return in_turn([(case(loop, config), (open_loop, loop, config)) for loop, config in entries], steps, repeats)
 
 
 def add_utilisation(rows: list[Row], entries: list[Entry], rates: dict[str, float]) -> None:

@@ -19,6 +19,12 @@ from data.keyed import random_bits, random_integers
 
 LEVELS = 31
 """Strengths of an operation: 0, the weakest, to 30."""
+ONE = 1 << 30
+COSINES, SINES = (
+    torch.tensor([round(ONE * function(math.radians(4.5 * level))) for level in range(LEVELS)])
+    for function in (math.cos, math.sin)
+)
+"""Of the angle of each strength, where 1 is ONE."""
 
 
 def trivial_augment(images: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
@@ -70,18 +76,13 @@ def translate_y(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
 
 def rotate(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:
     """Anticlockwise by 4.5 x level degrees, about the centre."""
-    one = 1 << 30
-    angles = [math.radians(4.5 * step) for step in range(LEVELS)]
-    cosines, sines = (
-        torch.tensor([round(one * function(angle)) for angle in angles], device=images.device)
-        for function in (math.cos, math.sin)
-    )
-    cosine, sine = _column(cosines[level]), _column(sign * sines[level])
+    cosine = _column(COSINES.to(level.device)[level])
+    sine = _column(sign * SINES.to(level.device)[level])
     height, width = images.shape[2:]
     rows, columns = _grid(images)
     y, x = 2 * rows + 1 - height, 2 * columns + 1 - width  # from the centre, in half pixels
-    source_rows = (sine * x + cosine * y + height * one) >> 31
-    return _pick(images, source_rows, (cosine * x - sine * y + width * one) >> 31)
+    source_rows = (sine * x + cosine * y + height * ONE) >> 31
+    return _pick(images, source_rows, (cosine * x - sine * y + width * ONE) >> 31)
 
 
 def brightness(images: Tensor, level: Tensor, sign: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """The ablation: its pairs, and that every technique is what train.py takes."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from benchmarks import ablation
-from benchmarks.common import Row
+from benchmarks.common import Row, by_seed
 from training.config import Config, parse_config
 
 
@@ -45,6 +46,6 @@ def test_each_round_is_the_next_seed(monkeypatch, tmp_path):
         (folder / name / "summary.json").write_text(json.dumps({"images_per_second": 5.0}))
 
     monkeypatch.setattr(ablation, "run_command", run_command)
-    measure = ablation.contender("EMA", ablation.partial(ablation.train, ["--ema", 0.99], tmp_path)).measure
+    measure = by_seed({}, partial(ablation.train, ["--ema", 0.99], tmp_path)).measure
     assert [measure()["validation accuracy %"] for _ in range(2)] == [80.0, 80.0]
     assert [command[command.index("--seed") + 1] for command in started] == ["0", "1"]

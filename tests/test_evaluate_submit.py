@@ -10,7 +10,7 @@ from PIL import Image
 
 from tests.conftest import run_script
 from training.checkpoint import load_weights
-from training.evaluation import TTA_METRICS
+from training.cli import METRICS
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_test_time_augmentation_is_reported_beside_the_plain_result(run):
         name: value for name, value in plain.items() if name != "tta"
     }
     assert report["tta"] == "six"
-    assert {name for name in report if name.startswith("tta_")} == {f"tta_{name}" for name in TTA_METRICS}
+    assert {name for name in report if name.startswith("tta_")} == {f"tta_{name}" for name in METRICS}
     assert report["tta_loss"] != plain["loss"]
     assert f"with --tta six: loss {report['tta_loss']:.4f}" in done.stdout
 

@@ -352,7 +352,8 @@ def test_without_test_labels_a_run_is_evaluated_on_its_validation_images(done, c
     flags += ["--loader", "resident", "--precision", "no", "--data-dir", str(unlabelled), "--name", "run"]
     flags += ["--runs-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
     assert jobs.train(flags, processes=1) == ""
-    reproduce.evaluate(tmp_path / "run", parse_config(flags))
+    config = parse_config(flags)
+    reproduce.evaluate(tmp_path / "run", config, reproduce.evaluated_split(config, CIFAR10_STUDY))
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["split"] == "val"
 
 

@@ -14,6 +14,15 @@ TTA = ("none", "flip", "six")
 
 TTA_HELP = "each image and its mirror image (flip), or these moved by a pixel too (six)"
 
+METRICS = {
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "top5": "top-5",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+}
+"""An evaluation's metrics: their names in files, and as they are shown."""
+
 
 class RunError(RuntimeError):
     """A run that cannot go on, for a reason that is not in its input: one line, exit code 1."""

@@ -38,9 +38,14 @@ from training.sam import SAM
 from training.stopping import StopAgreement, StopRequest
 
 
+def open_prepared(config: Config, folder: Path | None = None) -> Prepared:
+    """The prepared data set; `folder` takes the place of the config's."""
+    return prepare(find_source(config.dataset, folder or config.source_folder), Path(config.cache_dir))
+
+
 def open_data(config: Config, accelerator: Accelerator) -> tuple[Prepared, Loader, str]:
     """The prepared data set, its loader, and one line for the user where `auto` had to do without FFCV."""
-    prepared = prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
+    prepared = open_prepared(config)
     workers = config.workers or threads_per_process()
     return prepared, *make_loader(config.loader, prepared, accelerator.device, workers)
 
@@ -77,15 +82,14 @@ def initial_model(config: Config, num_classes: int) -> nn.Module:
 
 
 def make_transform(config: Config, prepared: Prepared, device: torch.device, precision: str) -> BatchTransform:
-    chosen = (
-        config.crop_padding,
-        config.crop_mode,
-        config.flip,
-        config.cutout,
-        config.erasing,
-        config.trivial_augment,
+    augmentation = Augmentation(
+        crop_padding=config.crop_padding,
+        crop_mode=config.crop_mode,
+        flip=config.flip,
+        cutout=config.cutout,
+        erasing=config.erasing,
+        trivial=config.trivial_augment,
     )
-    augmentation = Augmentation(*chosen)
     mean, std = pixel_statistics(config, prepared)
     return BatchTransform(mean, std, augmentation, config.seed, device, DTYPES[precision])
 

@@ -14,16 +14,14 @@ from torch import Tensor
 from data.errors import InputError
 from data.files import write_json
 from data.loaders import Batch
-from data.prepared import Prepared, prepare
+from data.prepared import Prepared
 from data.resident_loader import ResidentLoader
 from data.sampling import evaluation_batches
-from data.sources import find_source
 from data.spec import SPECS
+from training.cli import METRICS
 from training.config import HELD_OUT, Config, recorded_config
-from training.engine import choose_ids
+from training.engine import choose_ids, open_prepared
 from training.inference import EVALUATION_BATCH, Predictor, open_predictor
-
-TTA_METRICS = ("loss", "accuracy", "top5", "macro_f1", "micro_f1")
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def evaluate_images(predictor: Predictor, prepared: Prepared, ids: Tensor, tta: 
     report["tta"] = tta
     if tta != "none":
         augmented = alone(loader.read(batches), tta=tta)
-        report |= {f"tta_{name}": augmented[name] for name in TTA_METRICS}
+        report |= {f"tta_{name}": augmented[name] for name in METRICS}
     confusion, f1 = report.pop("confusion"), report.pop("f1")
     report |= coarse_report(confusion, prepared.classes)
     report["per_class"] = class_table(confusion, f1, prepared.classes)
@@ -162,7 +160,7 @@ def evaluate_run(
 
 def images_of(config: Config, split: str, data_dir: Path | None) -> tuple[Prepared, Tensor]:
     """The prepared data set of a run, and the ids of one split."""
-    prepared = prepare(find_source(config.dataset, data_dir or config.source_folder), Path(config.cache_dir))
+    prepared = open_prepared(config, data_dir)
     if split == "test":
         if not prepared.test_ids:
             raise InputError("--split test: there are no labelled test images; use --split val")

@@ -121,12 +121,17 @@ def train(flags: list[str], processes: int) -> str:
     return ""
 
 
+def launcher(processes: int) -> list[str]:
+    """How a command line begins that starts a script in that many processes."""
+    if processes == 1:
+        return [sys.executable]
+    launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
+    return [*launch, "--config_file", str(ROOT / "accelerate_config.yaml"), "--num_processes", str(processes)]
+
+
 def start(flags: list[str], processes: int) -> int:
     """Run train.py and return its exit code, or that of the signal that this process got and passed on to it."""
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "accelerate.commands.accelerate_cli", "launch", "--quiet"]
-        command += ["--config_file", str(ROOT / "accelerate_config.yaml"), "--num_processes", str(processes)]
+    command = [*launcher(processes), str(ROOT / "train.py"), *flags]
     started: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
 
@@ -141,9 +146,7 @@ def start(flags: list[str], processes: int) -> int:
         # As `accelerate launch` starts it: on Linux it then stops, with a checkpoint, when this process dies. In a
         # session of its own: what a terminal sends reaches it once, through this process.
         environment = {"ACCELERATE_MIXED_PRECISION": "no"} | os.environ
-        started.append(
-            subprocess.Popen([*command, str(ROOT / "train.py"), *flags], env=environment, start_new_session=True)
-        )
+        started.append(subprocess.Popen(command, env=environment, start_new_session=True))
         if received:  # before there was a process to pass it on to
             started[0].terminate()
         code = started[0].wait()

@@ -29,10 +29,15 @@ class Result:
         return self.evaluation["accuracy"] if self.evaluation["split"] == "test" else None
 
 
-def read_result(run: Path) -> Result:
+def read_epochs(run: Path) -> list[dict[str, Any]]:
+    """The rows of its epochs."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["kind"] == "epoch"]
+
+
+def read_result(run: Path) -> Result:
     summary, evaluation = (json.loads((run / f"{name}.json").read_text()) for name in ("summary", "evaluation"))
-    return Result(summary, evaluation, [row for row in rows if row["kind"] == "epoch"])
+    return Result(summary, evaluation, read_epochs(run))
 
 
 @dataclass
