@@ -36,6 +36,8 @@ def label_table(path: Path) -> pd.DataFrame:
     except (UnicodeDecodeError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise InputError(f"{path}: cannot be read as CSV: {reason}; expected text in UTF-8") from error
+    if not labels:
+        raise InputError(f"{path}: no rows after the header; expected an id and a label in each")
     index = pd.Index(list(labels), dtype="int64", name="id")
     return pd.DataFrame({"label": list(labels.values()), "row": list(rows.values())}, index=index)
 

@@ -183,7 +183,7 @@ LABELS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size
 
 @many
 @given(
-    table=st.dictionaries(IDS, LABELS, max_size=8),
+    table=st.dictionaries(IDS, LABELS, min_size=1, max_size=8),
     quoting=st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC]),
     end=st.sampled_from(["\n", "\r\n", "\r"]),
     mark=st.sampled_from(["", "\ufeff"]),
@@ -216,6 +216,7 @@ def test_any_bytes_give_a_table_or_an_input_error_of_one_line(content: bytes) ->
             assert str(found).startswith(str(path))
             assert one_line(found)
         else:
+            assert len(found) > 0
             assert found.index.is_unique
             assert (found.str.len() > 0).all()
 

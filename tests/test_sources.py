@@ -173,6 +173,7 @@ def test_labels_that_look_like_missing_values_are_names(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         ("", "cannot be read as CSV"),
+        ("id,label", "no rows after the header"),
         ("1,cat\n2,dog\n", "the header is 1,cat; expected id,label"),
         ("id\n1\n", "the header is id; expected id,label"),
         ("label,id\ncat,1\n", "the header is label,id; expected id,label"),
