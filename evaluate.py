@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from training.cli import METRICS, TTA, TTA_HELP, OneLineParser, one_line_errors
+from training.cli import METRICS, TTA, TTA_HELP, OneLineParser, one_line_errors, shown
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def print_table(run: Path, report: dict[str, Any]) -> None:
 
 
 def metrics(report: dict[str, Any], prefix: str = "") -> str:
-    return ", ".join(f"{shown} {report[prefix + name]:.4f}" for name, shown in METRICS.items())
+    return ", ".join(f"{title} {shown(report[prefix + name])}" for name, title in METRICS.items())
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ from training.hardware import make_accelerator
 
 NAMES = ("ours, ffcv", "ours, resident", "B1, arrays", "B1, PNG", "B2", "B2 with cutout")
 
+SECONDS = 2.0
+"""Of a measurement: a single pass of the fastest takes tenths of one, and starts with what an idle process has lost."""
+
 Passes = Callable[[], Iterator[Tensor]]
 """Starts one pass over the images: augmented floats (n, 3, 32, 32) on the device."""
 
@@ -95,18 +98,19 @@ def open_throughput(name: str, configs: list[Config]) -> Callable[[int], dict[st
     def measure(index: int) -> dict[str, Any]:
         if index not in opened:
             opened[index] = open_passes(name, of_whole_passes(name, configs[index]))
-        return timed_pass(opened[index]())
+        return timed_passes(opened[index])
 
     return measure
 
 
-def timed_pass(images: Iterator[Tensor]) -> dict[str, Any]:
-    """Rate and CPU time of a pass, the start of its workers included; and the form in which images come."""
-    device, count, cpu, started = default_device(), 0, cpu_seconds(), time.perf_counter()
-    for batch in images:
-        count += len(batch)
-    synchronize(device)
-    seconds = time.perf_counter() - started
+def timed_passes(passes: Passes, at_least_s: float = SECONDS) -> dict[str, Any]:
+    """Rate and CPU time of whole passes, their workers' start included; and the form in which images come."""
+    device, count, seconds, cpu, started = default_device(), 0, 0.0, cpu_seconds(), time.perf_counter()
+    while seconds < at_least_s:
+        for batch in passes():
+            count += len(batch)
+        synchronize(device)
+        seconds = time.perf_counter() - started
     return {
         "images/s": count / seconds,
         "CPU s / 10,000 images": (cpu_seconds() - cpu) / count * 10_000,

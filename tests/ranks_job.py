@@ -9,6 +9,7 @@ CASES: which of the runs that are stopped and resumed.
 
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -120,6 +121,8 @@ def stopped_and_resumed(config: Config, name: str) -> None:
             stops.append([progress["step"], progress["epoch"]])
     Trainer.train_step = train_step
     if int(os.environ.get("RANK", "0")) == 0:
+        for checkpoints in config.run_folder.parent.glob(f"{name}-*/checkpoints"):
+            shutil.rmtree(checkpoints)  # of all runs of `make test-faults` they are tens of GB
         (config.run_folder / "stops.json").write_text(json.dumps(stops))
 
 

@@ -33,6 +33,15 @@ def test_curves_without_validation(drawn, tmp_path):
     assert len(drawn[0].axes[0].lines) == 1
 
 
+def test_a_loss_that_was_not_finite_is_a_gap(drawn, tmp_path):
+    row = {"kind": "epoch", "lr": 0.1, "train_loss": 1.0, "train_accuracy": 0.2, "val_accuracy": 0.1}
+    rows = [row | {"epoch": 1, "val_loss": None}, row | {"epoch": 2, "val_loss": 2.0}]
+    figures.draw_curves(rows, "a run", "validation", tmp_path / "curves.png")
+    figures.draw_comparison({"a": [rows]}, "runs", tmp_path / "comparison.png")
+    assert drawn[0].axes[0].lines[1].get_xdata().tolist() == [2]
+    assert drawn[1].axes[1].lines[0].get_ydata().tolist() == pytest.approx([float("nan"), 2], nan_ok=True)
+
+
 def test_confusion_shows_shares_of_the_true_class(drawn, tmp_path):
     figures.draw_confusion(torch.tensor([[3, 1], [0, 0]]), ["cat", "dog"], "test", tmp_path / "confusion.png")
     axes = drawn[0].axes[0]

@@ -32,6 +32,14 @@ def test_evaluation_equals_scikit_learn_for_uneven_batches(predictions):
     assert (found["confusion"].numpy() == confusion_matrix(labels, logits.argmax(1))).all()
 
 
+@pytest.mark.parametrize("logit", [float("inf"), float("nan")])
+def test_a_loss_that_is_not_finite_is_none_and_the_rest_is_counted(logit):
+    metrics = EvaluationMetrics(10, torch.device("cpu"))
+    metrics.update(torch.eye(10).index_fill(0, torch.tensor([3]), logit), torch.arange(10))
+    found = metrics.read()
+    assert (found["loss"], found["accuracy"], found["count"]) == (None, 0.9, 10)
+
+
 def test_macro_f1_counts_a_class_that_never_occurs_as_scikit_learn_does():
     labels, predicted = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])
     metrics = EvaluationMetrics(3, torch.device("cpu"))

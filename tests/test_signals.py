@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from tests.conftest import ROOT, TINY, command, family, wait_until
+from tests.conftest import ROOT, TINY, command, family, run_script, wait_until
 from tests.test_tracking import logged, wandb_records
 from training.checkpoint import load_newest_checkpoint
 
@@ -77,6 +77,36 @@ def test_a_second_signal_ends_the_run_at_once(images, tmp_path):
     done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert done.returncode == 143
     assert load_newest_checkpoint(tmp_path / "run/checkpoints") is None
+
+
+THREE_TIMES = """
+import os, signal, sys, time, types
+sys.path.insert(0, os.getcwd())
+import train
+from training import stopping
+from training.engine import Trainer
+def signalled(trainer, batches):
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("two at the same time are one", flush=True)
+    stopping.time = types.SimpleNamespace(monotonic=lambda: time.monotonic() + 1)
+    os.kill(os.getpid(), signal.SIGINT)
+    print("the second signal did not end the process", flush=True)
+Trainer.train_step = signalled
+train.main()
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="would take the GPUs of this machine instead")
+def test_a_second_signal_a_second_later_ends_launched_processes_at_once(images, tmp_path):
+    script = tmp_path / "signalled.py"
+    script.write_text(THREE_TIMES)
+    done = run_script(script, *TINY, "--data-dir", images, "--runs-dir", tmp_path, processes=2)
+    assert done.returncode == 1  # the launcher's
+    assert "(exitcode: 130)" in done.stderr
+    assert "two at the same time are one" in done.stdout
+    assert "did not end" not in done.stdout
+    assert not list(tmp_path.rglob("*.pt"))
 
 
 def test_a_signal_before_training_ends_in_order(images, tmp_path):

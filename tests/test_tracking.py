@@ -109,6 +109,10 @@ def test_every_number_of_a_run_has_a_documented_name(tiny_run):
     assert families - {"epoch", "step"} == set(STEP_METRICS)
 
 
+def test_a_loss_that_is_not_finite_is_not_shown_to_the_tracker():
+    assert tracked_names(ROW | {"val_loss": None}) == tracked_names(ROW)
+
+
 def test_a_failing_tracker_is_a_warning_and_metrics_go_on(tmp_path, capsys):
     tracking = Tracking(Config(tracker="tensorboard"), tmp_path, print)
 

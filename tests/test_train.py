@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -122,16 +123,42 @@ def test_a_finished_run_started_again_stays_as_it_is(train_tiny):
     assert (run / "metrics.jsonl").read_bytes() == metrics
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(images, tmp_path):
+@pytest.mark.parametrize(
+    ("rates", "reason"),
+    [
+        (["--lr", "1e30"], "the loss is"),
+        # The first step's loss is that of the first weights; the step overflows.
+        (["--lr", "1e38", "--weight-decay", "100"], "a weight is not a finite number by step 1"),
+    ],
+)
+def test_what_is_not_finite_stops_the_run_and_keeps_the_checkpoint(images, tmp_path, rates, reason):
     flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
-    explode = ["--lr", "1e30", "--schedule", "constant", "--warmup", "0", "--log-every", "1"]
+    explode = [*rates, "--schedule", "constant", "--warmup", "0", "--log-every", "1"]
     done = run_script("train.py", *flags, *explode, "--name", "explodes", "--checkpoint-every-steps", "1")
     assert done.returncode == 1
-    assert "error: the loss is" in done.stderr
+    assert f"error: {reason}" in done.stderr
     assert "Traceback" not in done.stderr
     kept = load_newest_checkpoint(tmp_path / "explodes" / "checkpoints")
     assert kept is None or all(weight.isfinite().all() for weight in kept["model"].values())
     assert not (tmp_path / "explodes" / "best.safetensors").exists()
+
+
+OVERFLOWING = """
+import train
+from training.metrics import EvaluationMetrics
+update = EvaluationMetrics.update
+EvaluationMetrics.update = lambda metrics, logits, labels: update(metrics, logits / 0, labels)
+train.main()
+"""
+
+
+def test_a_validation_loss_that_is_not_finite_is_null_and_the_run_goes_on(images, tmp_path):
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    job = [sys.executable, "-c", OVERFLOWING, *map(str, [*TINY, *where])]
+    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("validation loss not finite, accuracy") == 2
+    assert [row["val_loss"] for row in rows(tmp_path / "run", "epoch")] == [None, None]
 
 
 def test_split_none_trains_on_all_and_keeps_the_last_weights(train_tiny):

@@ -24,6 +24,11 @@ METRICS = {
 """An evaluation's metrics: their names in files, and as they are shown."""
 
 
+def shown(metric: float | None) -> str:
+    """None is a loss that is not finite, of a network whose weights are."""
+    return "not finite" if metric is None else f"{metric:.4f}"
+
+
 class RunError(RuntimeError):
     """A run that cannot go on, for a reason that is not in its input: one line, exit code 1."""
 

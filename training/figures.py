@@ -46,7 +46,7 @@ def draw_curves(rows: Sequence[dict[str, Any]], title: str, held_out: str, path:
 
 
 def _plot(axes: Axes, rows: Sequence[dict[str, Any]], key: str, label: str) -> None:
-    points = [(row["epoch"], row[key]) for row in rows if key in row]
+    points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
     if points:
         marker = "o" if len(points) < 20 else None
         axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label)
@@ -72,7 +72,7 @@ def draw_comparison(curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]], ti
         for label, runs in curves.items():
             values = [[row[f"val_{quantity}"] for row in rows if row["kind"] == "epoch"] for rows in runs]
             shortest = min(map(len, values))
-            table = np.array([run[:shortest] for run in values])
+            table = np.array([run[:shortest] for run in values], dtype=float)  # a loss of None is a gap
             epochs = range(1, shortest + 1)
             marker = "o" if shortest < 20 else None
             (line,) = axes.plot(epochs, table.mean(0), label=label, marker=marker, markersize=3)

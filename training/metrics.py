@@ -66,6 +66,8 @@ class EvaluationMetrics:
     def read(self) -> dict[str, Any]:
         """The results; `confusion` is int64 (true class, predicted class), on the CPU.
 
+        The loss is None where it is not finite, which JSON has no number for.
+
         F1 of a class that occurs neither among the labels nor among the predictions is 0, as in scikit-learn.
         Micro F1 counts hits, false positives and false negatives over all classes; with one label and one
         prediction for each image it equals the accuracy.
@@ -79,7 +81,7 @@ class EvaluationMetrics:
         f1 = 2 * hits / (of_class + predicted).clamp(min=1)
         return {
             "count": count,
-            "loss": float(loss) / count,
+            "loss": float(loss) / count if loss.isfinite() else None,
             "accuracy": float(hits.sum()) / count,
             "top5": float(top5),
             "macro_f1": float(f1.mean()),

@@ -28,6 +28,7 @@ from training.checkpoint import (
     save_weights,
     weights_sha256,
 )
+from training.cli import shown
 from training.config import HELD_OUT, Config
 from training.engine import Trainer, pixel_statistics
 from training.hardware import device_name, versions
@@ -154,7 +155,7 @@ class Recorder(NullRecorder):
             parts.append(f"accuracy {100 * row['train_accuracy']:.2f} %")
             if "val_loss" in row:
                 kind = "test" if self.config.split == "test" else "validation"
-                parts.append(f"{kind} loss {row['val_loss']:.4f}, accuracy {100 * row['val_accuracy']:.2f} %")
+                parts.append(f"{kind} loss {shown(row['val_loss'])}, accuracy {100 * row['val_accuracy']:.2f} %")
             parts.append(f"{row['images_per_second']:.0f} images/s, {row['seconds']:.0f} s")
             self.say("  ".join(parts))
 

@@ -39,8 +39,11 @@ FINISH_S = 60
 
 
 def tracked_names(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of metrics.jsonl under the tracker's names: train/ and val/ of an epoch, step/ of a step."""
-    values = {name: value for name, value in row.items() if name != "kind"}
+    """A row of metrics.jsonl under the tracker's names: train/ and val/ of an epoch, step/ of a step.
+
+    A loss of None, which is not finite, is left out.
+    """
+    values = {name: value for name, value in row.items() if name != "kind" and value is not None}
     if row["kind"] == "step":
         return {name if name in ("epoch", "step") else f"step/{name}": value for name, value in values.items()}
     return {re.sub("^(train|val)_", r"\1/", name): value for name, value in values.items()}
