@@ -40,7 +40,7 @@ from training.hardware import make_accelerator
 NAMES = ("ours, ffcv", "ours, resident", "B1, arrays", "B1, PNG", "B2", "B2 with cutout")
 
 SECONDS = 2.0
-"""Of a measurement, at least: one pass of the fastest takes tenths of that, and starts as a process that was idle."""
+"""Of a measurement, at least: one pass of the fastest takes tenths, and begins as a process that was idle."""
 
 Passes = Callable[[], Iterator[Tensor]]
 """Starts one pass over the images: augmented floats (n, 3, 32, 32) on the device."""
