@@ -1,13 +1,15 @@
 """Image files to pixels, on all allowed cores."""
 
+import errno
 import os
 import signal
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -68,28 +70,64 @@ def decode_many(paths: Sequence[Path]) -> npt.NDArray[np.uint8]:
 def decode_stream(paths: Sequence[Path], size: int) -> Iterator[npt.NDArray[np.uint8]]:
     """The images of `paths` in order, `size` at a time: uint8 (size, 32, 32, 3), the last one shorter.
 
-    A few chunks are decoded ahead, so that memory stays bounded for any number of images.
+    One chunk for each core is decoded ahead, so that memory stays bounded for any number of images.
     """
     chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
     if len(chunks) <= 1:  # not worth starting processes
         yield from map(decode_many, chunks)
         return
-    workers = min(allowed_cores(), len(chunks))
-    waiting: deque[Future[npt.NDArray[np.uint8]]] = deque()
+    count = min(allowed_cores(), len(chunks))
+    with ExitStack() as stack:
+        workers = [stack.enter_context(_worker()) for _ in range(count)]
+        for worker, chunk in zip(workers, chunks, strict=False):
+            worker.send(chunk)
+        for number in range(len(chunks)):
+            worker = workers[number % count]
+            with _killed_worker_told(paths[0]):
+                decoded = worker.recv()
+                if number + count < len(chunks):
+                    worker.send(chunks[number + count])
+            if isinstance(decoded, InputError):
+                raise decoded
+            yield decoded
+
+
+@contextmanager
+def _worker() -> Iterator["Connection[Any, Any]"]:
+    """The connection to a process that decodes the chunks which it is sent.
+
+    Not a pool: of a pool whose processes are all killed, named semaphores would stay on the system.
+    """
     # spawn: a forked child would inherit torch's threads and locks in an unknown state
-    pool = ProcessPoolExecutor(
-        workers,
-        get_context("spawn"),
-        initializer=die_with_parent,
-        initargs=(os.getpid(), getattr(signal, "SIGKILL", 0)),
-    )
-    with pool:
-        try:
-            for chunk in chunks:
-                waiting.append(pool.submit(decode_many, chunk))
-                if len(waiting) > 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, os.getpid()), daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        yield ours
+    finally:
+        process.kill()
+        process.join()
+        ours.close()
+
+
+def _serve(connection: "Connection[Any, Any]", parent: int) -> None:
+    die_with_parent(parent, getattr(signal, "SIGKILL", 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the parent will end it
+    with suppress(EOFError):  # the parent is gone
+        while True:
+            chunk = connection.recv()
+            try:
+                connection.send(decode_many(chunk))
+            except InputError as error:
+                connection.send(error)
+
+
+@contextmanager
+def _killed_worker_told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, ConnectionError):
+        reason = "a process that decoded images was killed; is there memory enough?"
+        raise OSError(errno.ECHILD, reason, str(path.parent)) from None

@@ -1,7 +1,6 @@
 """Image files to pixels: what is accepted, what is refused and in which words, and the stream of many."""
 
 import multiprocessing
-import multiprocessing.connection
 import os
 import re
 import struct
@@ -9,7 +8,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -154,33 +153,33 @@ def files(tmp_path: Path) -> list[Path]:
     return [save_image(tmp_path / f"{number}.png", pixels) for number, pixels in enumerate(random_images(7))]
 
 
-class RecordingPool(ThreadPoolExecutor):
-    """Threads in place of processes; counts what it is handed."""
+class RecordingWorker:
+    """In place of a process: decodes when it is asked for the result."""
 
-    handed: list[Sequence[Path]]
+    handed: list[Sequence[Path]] = []  # to all of them
 
-    def __init__(self, workers: int, mp_context: object, **of_processes: object):
-        super().__init__(workers)
+    def __init__(self) -> None:
+        self.waiting: list[Sequence[Path]] = []
 
-    def submit(self, function, paths):  # type: ignore[no-untyped-def, override]
-        self.handed.append(paths)
-        future: Future[Pixels] = super().submit(function, paths)
-        return future
+    def send(self, chunk: Sequence[Path]) -> None:
+        self.handed.append(chunk)
+        self.waiting.append(chunk)
+
+    def recv(self) -> Pixels:
+        return decoding.decode_many(self.waiting.pop(0))
 
 
 @pytest.fixture
-def pool(monkeypatch: pytest.MonkeyPatch) -> type[RecordingPool]:
-    monkeypatch.setattr(decoding, "ProcessPoolExecutor", RecordingPool)
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Path]]:
+    """The chunks that two workers were handed."""
+    monkeypatch.setattr(decoding, "_worker", lambda: nullcontext(RecordingWorker()))
     monkeypatch.setattr(decoding, "allowed_cores", lambda: 2)
-    RecordingPool.handed = []
-    return RecordingPool
+    RecordingWorker.handed = []
+    return RecordingWorker.handed
 
 
 def no_process_stays() -> None:
-    # The pool's own thread joins its processes too, and of two joins only one learns of the end: the sentinel
-    # tells everybody.
-    for child in multiprocessing.active_children():
-        assert multiprocessing.connection.wait([child.sentinel], timeout=30)
+    assert multiprocessing.active_children() == []
 
 
 def test_a_stream_is_decoded_by_processes_in_order_with_a_shorter_last_chunk(
@@ -240,26 +239,50 @@ def test_a_stream_left_early_leaves_no_process(files: list[Path], monkeypatch: p
 
 @pytest.mark.parametrize("size", [1, 2, 6])
 def test_a_streams_chunks_come_in_order_for_any_size(
-    files: list[Path], pool: type[RecordingPool], size: int
+    files: list[Path], handed: list[Sequence[Path]], size: int
 ) -> None:
     chunks = list(decode_stream(files, size))
     assert [len(chunk) for chunk in chunks] == [size] * (7 // size) + [7 % size] * (7 % size > 0)
     np.testing.assert_array_equal(np.concatenate(chunks), random_images(7))
 
 
-def test_a_stream_decodes_a_few_chunks_ahead_and_no_more(files: list[Path], pool: type[RecordingPool]) -> None:
+def test_a_stream_decodes_a_chunk_ahead_for_each_core_and_no_more(
+    files: list[Path], handed: list[Sequence[Path]]
+) -> None:
     stream = decode_stream(files * 10, 1)
     for taken in range(1, 60):
         next(stream)
-        assert len(pool.handed) == taken + 4  # two for each core
+        assert len(handed) == taken + 2
     stream.close()
-    assert len(pool.handed) == 63
+    assert len(handed) == 61
 
 
-def test_one_chunk_starts_no_processes(files: list[Path], pool: type[RecordingPool]) -> None:
+def test_one_chunk_starts_no_processes(files: list[Path], handed: list[Sequence[Path]]) -> None:
     (chunk,) = decode_stream(files, 7)
     assert len(chunk) == 7
-    assert pool.handed == []
+    assert handed == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shows its shared memory and semaphores in a folder")
+def test_a_stream_has_nothing_that_would_stay_on_the_system_when_all_is_killed(files: list[Path]) -> None:
+    before = set(os.listdir("/dev/shm"))
+    stream = decode_stream(files, 1)
+    next(stream)
+    assert set(os.listdir("/dev/shm")) == before
+    stream.close()
+
+
+def test_a_decoding_process_that_is_killed_is_an_error_that_names_the_folder(files: list[Path]) -> None:
+    stream = decode_stream(files, 1)
+    next(stream)
+    workers = multiprocessing.active_children()
+    for worker in workers:
+        worker.kill()
+        worker.join()
+    with pytest.raises(OSError, match="was killed; is there memory enough") as caught:
+        list(stream)
+    assert caught.value.filename == str(files[0].parent)
+    no_process_stays()
 
 
 def test_a_stream_of_nothing_is_empty() -> None:
