@@ -14,8 +14,11 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks.common import Row, by_seed, interleave, make_parser, run
+import yaml
+
+from benchmarks.common import ROOT, Row, by_seed, interleave, make_parser, run
 from benchmarks.processes import python, run_command
+from training.config import flag
 from training.report import read_epochs
 
 BASELINE = "without"
@@ -35,11 +38,18 @@ TECHNIQUES: dict[str, list[str]] = {
     "zero-init": ["--zero-init", "true"],
     "no decay of norms and biases": ["--decay-norm-and-bias", "false"],
 }
-RECIPE = ("EMA 0.99", "alternating flip", "label smoothing 0.1", "cutout 8", "no decay of norms and biases")
-"""What the recipes of few epochs have together."""
-TECHNIQUES["recipe"] = [flag for name in RECIPE for flag in TECHNIQUES[name]]
+RECIPE = "recipe of 15 epochs"
+BUDGET = ("dataset", "split", "epochs", "batch_size", "optimizer", "lr", "schedule")
+"""What a recipe says of the run and not of its techniques."""
 TTA = {"flip TTA": "flip", "six-view TTA": "six"}
 """Of the weights without any technique."""
+
+
+def recipe_flags(dataset: str) -> list[str]:
+    """The techniques of the data set's recipe of 15 epochs, whose budget is the nearest to an ablation's."""
+    name = "cifar100-budgets/c100-15.yaml" if dataset == "cifar100" else "cifar10-budgets/c10-15.yaml"
+    recipe = yaml.safe_load((ROOT / "recipes" / name).read_text(encoding="utf-8"))
+    return [part for name, value in recipe.items() if name not in BUDGET for part in (flag(name), str(value))]
 
 
 def train(flags: Sequence[object], folder: Path, seed: int) -> dict[str, float]:
@@ -87,7 +97,8 @@ def shared_flags(arguments: Namespace) -> list[object]:
 
 
 def benchmark(arguments: Namespace) -> list[Row]:
-    chosen = arguments.only or [*TECHNIQUES, *TTA]
+    techniques = TECHNIQUES | {RECIPE: recipe_flags(arguments.dataset)}
+    chosen = arguments.only or [*techniques, *TTA]
     names = [BASELINE, *(name for name in chosen if name != BASELINE)]
     shared = shared_flags(arguments)
     with tempfile.TemporaryDirectory() as folder:
@@ -96,7 +107,7 @@ def benchmark(arguments: Namespace) -> list[Row]:
             if name in TTA:
                 measure = partial(augmented, TTA[name], Path(folder) / BASELINE)
             else:
-                measure = partial(train, [*shared, *TECHNIQUES[name]], Path(folder) / name.replace(" ", "-"))
+                measure = partial(train, [*shared, *techniques[name]], Path(folder) / name.replace(" ", "-"))
             contenders.append(by_seed({"technique": name}, measure))
         rows = interleave(contenders, arguments.repeats, warmup=0)
     add_differences(rows)
@@ -105,7 +116,7 @@ def benchmark(arguments: Namespace) -> list[Row]:
 
 def main() -> None:
     parser = make_parser("ablation", __doc__)
-    parser.add_argument("--only", nargs="+", choices=(*TECHNIQUES, *TTA), help="these; default: all")
+    parser.add_argument("--only", nargs="+", choices=(*TECHNIQUES, RECIPE, *TTA), help="these; default: all")
     run("ablation", parser, benchmark)
 
 

@@ -27,6 +27,9 @@ PADDING = 4
 RESIDENT_BATCH = 500
 """Batch size of B3."""
 
+HALF = {"cuda": ("fp16", torch.float16), "cpu": ("bf16", torch.bfloat16)}
+"""B3's precision and its type, by device: a CPU has no fast float16."""
+
 Images = tuple[Tensor, Tensor]
 """Images (n, 3, 32, 32) and labels (n,)."""
 
@@ -114,11 +117,6 @@ def fp32_epoch(
         total += targets.size(0)
         correct += predicted.eq(targets).sum().item()
         yield
-
-
-def half_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on the CPU, which has no fast float16."""
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
 
 
 def resident_images(prepared: Prepared, count: int, device: torch.device, dtype: torch.dtype) -> Images:

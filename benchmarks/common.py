@@ -105,6 +105,7 @@ def report(name: str, arguments: Namespace, rows: Sequence[Row]) -> dict[str, An
         "benchmark": name,
         "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "dataset": arguments.dataset,
         "quick": arguments.quick,
         "repeats": arguments.repeats,
         **_commit(),
@@ -144,7 +145,9 @@ def make_parser(name: str, description: str | None) -> OneLineParser:
     )
     parser.add_argument("--data-dir", default="", help="folder of its images; default: datasets/<dataset>")
     parser.add_argument("--cache-dir", default="cache", help="folder of the decoded images; default: cache")
-    parser.add_argument("--out", type=Path, help=f"default: {RESULTS.relative_to(ROOT)}/<benchmark>-<device>.json")
+    parser.add_argument(
+        "--out", type=Path, help=f"default: <benchmark>-<device>.json in {RESULTS.relative_to(ROOT)}"
+    )
     return parser
 
 
@@ -167,20 +170,16 @@ def complete(arguments: Namespace, name: str) -> None:
         raise InputError(f"--repeats {arguments.repeats}: expected at least 1")
     arguments.dataset = arguments.dataset or ("shapes" if arguments.quick else "cifar10")
     folder = RESULTS / "quick" if arguments.quick else RESULTS
-    arguments.out = arguments.out or folder / f"{name}-{arguments.device}.json"
+    other = "-cifar100" if arguments.dataset == "cifar100" else ""
+    arguments.out = arguments.out or folder / f"{name}{other}-{arguments.device}.json"
     arguments.load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     set_threads()
 
 
-def run(
-    name: str,
-    parser: OneLineParser,
-    benchmark: Callable[[Namespace], list[Row]],
-    command_line: Sequence[str] | None = None,
-) -> None:
+def run(name: str, parser: OneLineParser, benchmark: Callable[[Namespace], list[Row]]) -> None:
     """Parse the flags, measure, print the table and write the JSON file."""
     with one_line_errors():
-        arguments = parser.parse_args(command_line)
+        arguments = parser.parse_args()
         complete(arguments, name)
         rows = benchmark(arguments)
         print(table(rows))

@@ -98,6 +98,7 @@ def open_throughput(name: str, configs: list[Config]) -> Callable[[int], dict[st
     def measure(index: int) -> dict[str, Any]:
         if index not in opened:
             opened[index] = open_passes(name, of_whole_passes(name, configs[index]))
+        torch.set_num_threads(configs[index].workers)  # those of ours that augment, and of the resident loader all
         return timed_passes(opened[index])
 
     return measure

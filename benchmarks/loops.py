@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,11 +10,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.baselines import (
+    HALF,
     RESIDENT_BATCH,
     AccelerateLoop,
     ImageDataset,
     fp32_epoch,
-    half_dtype,
     pil_loader,
     pil_transform,
     resident_epoch,
@@ -61,7 +62,7 @@ def b1_steps(config: Config) -> Steps:
 
 def b3_steps(config: Config) -> Steps:
     prepared, device = open_prepared(config), default_device()
-    dtype = half_dtype(device)
+    _, dtype = HALF[device.type]
     model = initial_model(config, len(prepared.classes)).to(device, dtype)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in model.modules():
@@ -107,7 +108,6 @@ def open_loop(loop: str, config: Config) -> Callable[[int], dict[str, float]]:
         found = {"images/s": count * batch_size / seconds}
         if device.type == "cuda":
             found["peak memory MiB"] = torch.cuda.max_memory_allocated(device) / MIB
-            found["launches/step"] = launches_per_step(steps)
         return found
 
     return measure
@@ -121,6 +121,13 @@ def time_steps(steps: Steps, count: int, device: torch.device) -> float:
         next(steps)
     synchronize(device)
     return time.perf_counter() - started
+
+
+def open_launches(loop: str, config: Config) -> Callable[[], float]:
+    """A function that counts the launches of a step, after some that compile and warm up."""
+    steps, _ = open_steps(loop, config)
+    time_steps(steps, 5, default_device())
+    return partial(launches_per_step, steps)
 
 
 def launches_per_step(steps: Steps, count: int = 2) -> float:

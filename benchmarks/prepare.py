@@ -1,7 +1,7 @@
 """Images a second from PNG files to the cache, to the .beton and to submission.csv; peak memory of all processes.
 
-The files are copies of the data set's test images, numbered from 1, in a temporary folder in Kaggle's layout that
-is removed in the end. Beside them: a loop of PIL over one core, into one array. Submissions are made by an
+The files are copies of 10,000 of the data set's images, numbered from 1, in a temporary folder in Kaggle's layout,
+which is removed in the end. Beside them: a loop of PIL over one core, into one array. Submissions are made by an
 untrained ResNet-18 with the imagenet stem; their time is that of the whole command.
 """
 
@@ -14,15 +14,14 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from benchmarks.common import Contender, Row, base_config, interleave, make_parser, run
 from benchmarks.processes import python, run_command
-from data.errors import InputError
-from data.shapes import write_kaggle
-from data.sources import numbered_images
 from data.spec import SPECS
 from training.checkpoint import save_weights
 from training.config import Config
-from training.engine import initial_model
+from training.engine import initial_model, open_prepared
 
 JOBS = {"PNG to cache": "cache", "cache to .beton": "beton", "PNG to array, PIL on one core": "pil"}
 """Jobs of benchmarks/prepare_job.py. The .beton is written from the cache that the job before has left."""
@@ -71,14 +70,13 @@ def untrained_weights(config: Config, path: Path) -> Path:
 
 
 def image_files(arguments: Namespace, folder: Path) -> list[Path]:
-    """Files to copy: the data set's test images, or drawn shapes with --quick."""
-    if arguments.dataset == "shapes":
-        write_kaggle(folder, seed=0, train_count=100, test_count=100)
-        return list(numbered_images(folder / "test").values())
-    source = base_config(arguments).source_folder / "test"
-    if not source.is_dir():
-        raise InputError(f"{source}: no such folder; give the folder of Kaggle's files with --data-dir")
-    return list(numbered_images(source).values())
+    """Files to copy: the data set's last 10,000 images as PNG, whatever form they come in."""
+    folder.mkdir()
+    images = open_prepared(base_config(arguments)).images[-10_000:]
+    paths = [folder / f"{number}.png" for number in range(len(images))]
+    for pixels, path in zip(images, paths, strict=True):
+        Image.fromarray(pixels).save(path)
+    return paths
 
 
 def benchmark(arguments: Namespace) -> list[Row]:

@@ -7,6 +7,7 @@ get one and the same batch, which is already there; "ours, with its data" reads 
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from benchmarks.common import (
     Row,
     base_config,
     default_device,
+    endless,
     make_parser,
     run,
 )
@@ -68,9 +70,8 @@ class _SameBatch(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
 
 def b4_steps(config: Config) -> Steps:
     loader = torch.utils.data.DataLoader(_SameBatch(config.batch_size), batch_size=None)
-    loop = AccelerateLoop(make_accelerator(config), NoNetwork(10), loader, open_prepared(config))
-    while True:
-        yield from loop.epoch()
+    accelerator = make_accelerator(replace(config, deterministic=False))
+    return endless(AccelerateLoop(accelerator, NoNetwork(10), loader, open_prepared(config)).epoch)
 
 
 def same_batch_steps(config: Config) -> Steps:

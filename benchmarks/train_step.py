@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines import RESIDENT_BATCH
+from benchmarks.baselines import HALF, RESIDENT_BATCH
 from benchmarks.common import Contender, Row, base_config, default_device, interleave, make_parser, run
 from benchmarks.flops import matrix_rate, training_flops
-from benchmarks.loops import open_loop
-from benchmarks.processes import in_turn
+from benchmarks.loops import open_launches, open_loop
+from benchmarks.processes import in_own_process, in_turn
 from data.decode import allowed_cores
 from training.config import Config
 from training.engine import initial_model
@@ -40,14 +40,10 @@ def beside_baselines(arguments: Namespace, batch_size: int) -> list[Entry]:
     ours = [make(precision="no"), make(precision=best), make(precision=best, deterministic=False)]
     ours += [make(precision=best, loader="ffcv")] if not arguments.quick else []
     ours += [make(precision=best, deterministic=False, compile=True)] if arguments.full else []
-    b1 = [make(precision="no", workers=workers) for workers in sorted({2, max(2, allowed_cores())})]
-    b3, b4 = make(precision=half_precision(arguments.device)), make(precision=best, workers=4)
+    baseline = partial(make, deterministic=False)
+    b1 = [baseline(precision="no", workers=workers) for workers in sorted({2, max(2, allowed_cores())})]
+    b3, b4 = baseline(precision=HALF[arguments.device][0]), baseline(precision=best, workers=4)
     return [*(("ours", config) for config in ours), *(("B1", config) for config in b1), ("B3", b3), ("B4", b4)]
-
-
-def half_precision(device: str) -> str:
-    """B3's: bf16 on the CPU, which has no fast fp16."""
-    return "fp16" if device == "cuda" else "bf16"
 
 
 def of_all_settings(arguments: Namespace) -> list[list[Entry]]:
@@ -74,12 +70,18 @@ def case(loop: str, config: Config) -> dict[str, Any]:
         "batch": RESIDENT_BATCH if loop == "B3" else config.batch_size,
         "precision": f"pure {config.precision}" if loop == "B3" else config.precision,
         "compile": config.compile,
-        "deterministic": config.deterministic and loop == "ours",
+        "deterministic": config.deterministic,
     }
 
 
 def measure_group(entries: list[Entry], steps: int, repeats: int) -> list[Row]:
-    return in_turn([(case(loop, config), (open_loop, loop, config)) for loop, config in entries], steps, repeats)
+    rows = in_turn([(case(loop, config), (open_loop, loop, config)) for loop, config in entries], steps, repeats)
+    if default_device().type == "cuda":
+        for row, entry in zip(rows, entries, strict=True):
+            # In a process of their own: what a profiler has attached to launches more slowly ever after.
+            with in_own_process(open_launches, *entry) as launches_per_step:
+                row.measured["launches/step"] = [launches_per_step()]
+    return rows
 
 
 def add_utilisation(rows: list[Row], entries: list[Entry], rates: dict[str, float]) -> None:

@@ -177,7 +177,8 @@ def erase_(images: Tensor, ids: Tensor, probability: float, seed: int, epoch: in
     """Set, in place, a random rectangle in a random share of the images to 0, the mean colour.
 
     Area and ratio are torchvision's: uniform in ERASED_AREA, log-uniform in ERASED_RATIO, drawn again where the
-    rectangle is as high or as wide as the image.
+    rectangle is as high or as wide as the image. torchvision's own RandomErasing draws one rectangle for a batch,
+    from torch's generator.
 
     Args:
         images: (n, c, h, w), normalised.

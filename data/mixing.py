@@ -1,4 +1,7 @@
-"""mixup and CutMix: pairs of images of one global batch, mixed on their device."""
+"""mixup and CutMix: pairs of images of one global batch, mixed on their device.
+
+torchvision.transforms.v2 has both, but draws from torch's generator, and pairs images of one process' share.
+"""
 
 from dataclasses import dataclass
 

@@ -33,6 +33,16 @@ def test_every_technique_changes_the_run_in_its_own_fields_alone(name):
     assert changed == flags != set()
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_the_recipe_is_the_committed_ones_techniques(dataset):
+    prefix = "c100" if dataset == "cifar100" else "c10"
+    whole = parse_config(["--recipe", f"recipes/{dataset}-budgets/{prefix}-15.yaml"])
+    found = parse_config(ablation.recipe_flags(dataset))
+    differing = {name for name, value in vars(whole).items() if getattr(found, name) != value}
+    assert differing <= {"recipe", "name", *ablation.BUDGET}
+    assert (found.ema, found.flip, found.cutout) == (0.99, "alternating", 8)
+
+
 def test_each_round_is_the_next_seed(monkeypatch, tmp_path):
     """A run's accuracy is that of its last epoch, not its best."""
     started = []

@@ -40,10 +40,16 @@ def trainer_of(prepared: Prepared, model: nn.Module, **settings: object) -> Trai
     return Trainer(config, accelerator, model, prepared, loader, StopRequest())
 
 
-def climbed(weights: list[Tensor], gradients: tuple[Tensor, ...], rho: float, adaptive: bool) -> list[Tensor]:
-    """w + e, one number of it after the other."""
+def climbed(
+    names: list[str], weights: list[Tensor], gradients: tuple[Tensor, ...], rho: float, adaptive: bool
+) -> list[Tensor]:
+    """w + e, one number of it after the other; each of `names` is the name of a weight or a bias."""
     w, g = (torch.cat([tensor.flatten() for tensor in tensors]).tolist() for tensors in (weights, gradients))
-    scale = [abs(number) + ETA if adaptive else 1.0 for number in w]
+    scale = [
+        abs(number) + ETA if adaptive and "bias" not in name else 1.0
+        for name, tensor in zip(names, weights, strict=True)
+        for number in tensor.flatten().tolist()
+    ]
     norm = sum((t * number) ** 2 for t, number in zip(scale, g, strict=True)) ** 0.5
     moved = torch.tensor([x + rho * t * t * y / norm for x, t, y in zip(w, scale, g, strict=True)])
     parts = moved.split([tensor.numel() for tensor in weights])
@@ -64,7 +70,7 @@ def reference_step(model: nn.Module, batches: list[Batch], lr: float, rho: float
             losses.append(F.cross_entropy(logits, batch.labels))
         return torch.autograd.grad(sum(losses) / len(batches), leaves)  # type: ignore[arg-type]
 
-    second = gradient(climbed(weights, gradient(weights), rho, adaptive))
+    second = gradient(climbed(names, weights, gradient(weights), rho, adaptive))
     return [weight - lr * g for weight, g in zip(weights, second, strict=True)]
 
 

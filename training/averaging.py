@@ -1,10 +1,9 @@
 """The exponential moving average of a network's weights (Polyak and Juditsky, 1992; Tarvainen and Valpola, 2017,
 arXiv:1703.01780), which is validated and saved in their place."""
 
+import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-Tensors = tuple[Tensor, ...] | list[Tensor]
+from torch.optim.swa_utils import AveragedModel
 
 
 class MovingAverage(AveragedModel):
@@ -20,14 +19,23 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        super().__init__(model, multi_avg_fn=self._move, use_buffers=True)
+        super().__init__(model, use_buffers=True)
         self.decay = decay
 
-    def _move(self, averages: Tensors, values: Tensors, count: Tensor | int) -> None:
-        """`averages` and `values` are of one dtype."""
-        if not averages[0].is_floating_point():
-            for average, value in zip(averages, values, strict=True):
-                average.copy_(value)
-            return
-        steps = int(self.n_averaged)  # on the CPU: the device is not waited for
-        get_ema_multi_avg_fn(min(self.decay, (1 + steps) / (10 + steps)))(averages, values, count)
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """AveragedModel's own copies its counter to the device, and waits for it, at every step."""
+        steps = int(self.n_averaged)  # on the CPU
+        decay = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
+        averages, values = (_by_kind(network) for network in (self.module, model))
+        torch._foreach_lerp_(averages[0], values[0], 1 - decay)
+        if averages[1]:
+            torch._foreach_copy_(averages[1], values[1])
+        self.n_averaged += 1
+
+
+def _by_kind(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Its weights and statistics; its whole numbers."""
+    tensors = [*network.parameters(), *network.buffers()]
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return floats, [tensor for tensor in tensors if not tensor.is_floating_point()]

@@ -94,9 +94,9 @@ class Config:
     weight_decay: float = 5e-4
     """Weight decay (decoupled in adamw, L2 in the others), at least 0."""
     decay_norm_and_bias: bool = True
-    """Decay normalisation layers and biases too."""
+    """Decay normalisation layers and biases too; without: He et al., 2018, arXiv:1812.01187."""
     norm_bias_lr: float = 1.0
-    """Factor for the learning rate of BatchNorm's biases, above 0; a step's decay of them stays as it was."""
+    """Factor for the learning rate of BatchNorm's biases, above 0; SGD's decay of them stays as it was."""
     label_smoothing: float = 0.0
     """Label smoothing, 0 to below 1."""
     ema: float = 0.0

@@ -239,6 +239,7 @@ def summarize(config: Config, accelerator: Accelerator, trainer: Trainer) -> dic
         "val_accuracy": progress.best_accuracy if evaluated else None,
         "val_macro_f1": progress.best_macro_f1 if evaluated else None,
         "seconds": round(progress.seconds, 3),
+        "train_seconds": round(progress.train_seconds, 3),
         "images_per_second": round(images / progress.train_seconds, 1),
         "world_size": accelerator.num_processes,
         "precision": accelerator.mixed_precision,

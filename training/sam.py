@@ -16,7 +16,7 @@ class SAM:
     """A step descends along the gradient at w + e, the weights perturbed towards a higher loss:
 
         e = rho x g / ||g||                 g the gradient at w, of the whole global batch
-        e = rho x T^2 g / ||T g||           adaptive: T = |w| + eta, elementwise
+        e = rho x T^2 g / ||T g||           adaptive: T = |w| + eta, elementwise; 1 for biases
 
     g is averaged over all processes and micro-batches, as a step's gradient always is: so e is the same in every
     process, and does not depend on how the global batch is cut. (The paper's m-sharpness, an e of its own for
@@ -38,11 +38,12 @@ class SAM:
 
         BatchNorm's running statistics stay: they are those of w, which is kept.
         """
-        parameters = [parameter for parameter in self.network.parameters() if parameter.grad is not None]
+        parameters: list[Tensor] = [
+            parameter for parameter in self.network.parameters() if parameter.grad is not None
+        ]
         weights = [parameter.detach().clone() for parameter in parameters]
         with torch.no_grad():
-            for parameter, step in zip(parameters, self._steps(parameters), strict=True):
-                parameter.add_(step)
+            torch._foreach_add_(parameters, self._steps(parameters))
         self.network.zero_grad()
         norms = [
             module for module in self.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
@@ -56,16 +57,17 @@ class SAM:
             for module in tracking:
                 module.track_running_stats = True
             with torch.no_grad():
-                for parameter, weight in zip(parameters, weights, strict=True):
-                    parameter.copy_(weight)
+                torch._foreach_copy_(parameters, weights)
 
-    def _steps(self, parameters: list[nn.Parameter]) -> list[Tensor]:
+    def _steps(self, parameters: list[Tensor]) -> list[Tensor]:
         """e, of each parameter's shape."""
         steps = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.adaptive:
-            scales = [parameter.abs() + ETA for parameter in parameters]
-            steps = [scale * gradient for scale, gradient in zip(scales, steps, strict=True)]
+            # As in the authors' code: a bias near 0, as all begin, would hardly be perturbed.
+            biases = {id(getattr(module, "bias", None)) for module in self.network.modules()}
+            scales = [torch.ones_like(p) if id(p) in biases else p.abs() + ETA for p in parameters]
+            steps = list(torch._foreach_mul(steps, scales))
         length = self.rho / (get_total_norm(steps) + 1e-12)  # no step where the gradient is 0
         if self.adaptive:
-            steps = [scale * step for scale, step in zip(scales, steps, strict=True)]
-        return [length * step for step in steps]
+            steps = list(torch._foreach_mul(steps, scales))
+        return list(torch._foreach_mul(steps, length))
