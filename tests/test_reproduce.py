@@ -364,8 +364,10 @@ def test_machines_and_versions_are_named_once():
 
 
 def test_text_of_the_report_is_not_taken_for_html(tmp_path):
-    write_report(["a < b"], tmp_path)
-    assert "<p>a &lt; b</p>" in (tmp_path / "report.html").read_text()
+    write_report(["a < b", ["`c < d`"]], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<p>a &lt; b</p>" in page
+    assert "<li><code>c &lt; d</code></li>" in page
 
 
 def test_a_folder_of_images_or_of_both_data_sets(cifar10, tmp_path):

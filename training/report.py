@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,8 +236,12 @@ def _html(block: Block) -> str:
         content = base64.b64encode(block.path.read_bytes()).decode()
         return f'<img src="data:image/png;base64,{content}" alt="{html.escape(block.title)}">'
     if isinstance(block, str):
-        return f"<p>{html.escape(block)}</p>"
-    return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in block) + "</ul>"
+        return f"<p>{_text(block)}</p>"
+    return "<ul>" + "".join(f"<li>{_text(item)}</li>" for item in block) + "</ul>"
+
+
+def _text(markdown: str) -> str:
+    return re.sub("`(.+?)`", r"<code>\1</code>", html.escape(markdown))
 
 
 def _html_row(cells: Sequence[str], tag: str) -> str:
