@@ -28,6 +28,7 @@ test-faults: setup  ## the fault tests in full: 25 kills, every combination of s
 benchmark: setup  ## measure everything: tables, and JSON in benchmarks/results (FLAGS=--quick: a rehearsal)
 	$(BIN)/python -m benchmarks.loaders $(FLAGS)
 	$(BIN)/python -m benchmarks.train_step $(FLAGS)
+	$(BIN)/python -m benchmarks.memory_format $(FLAGS)
 	$(BIN)/python -m benchmarks.data_wait $(FLAGS)
 	$(BIN)/python -m benchmarks.start $(FLAGS)
 	$(BIN)/python -m benchmarks.step_overhead $(FLAGS)

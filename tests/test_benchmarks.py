@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from benchmarks import baselines, flops, loaders, prepare_job, scaling, scaling_job, start
+from benchmarks import baselines, flops, loaders, memory_format, prepare_job, scaling, scaling_job, start
 from benchmarks import prepare as prepare_benchmark
 from benchmarks.common import Contender, Row, complete, interleave, make_parser, report, summarize, table
 from benchmarks.determinism import add_ratio
@@ -366,3 +366,22 @@ def test_loaders_rehearses_on_drawn_shapes(tmp_path):
     assert set(row["measured"]) == {"images/s", "CPU s / 10,000 images", "first batch s", "peak memory MiB"}
     assert all(len(measured["repeats"]) == 1 for measured in row["measured"].values())
     assert found["quick"] is True
+
+
+@pytest.mark.parametrize("name", ["contiguous", "channels_last"])
+def test_the_networks_memory_format_is_the_one_that_is_measured(monkeypatch, name):
+    formats = []
+
+    class Network(nn.Conv2d):
+        def forward(self, images):
+            formats.append((images, self.weight))
+            return super().forward(images).mean((2, 3))
+
+    monkeypatch.setattr(memory_format, "initial_model", lambda config, num_classes: Network(3, num_classes, 3))
+    steps = memory_format.network_steps(Config(batch_size=2, precision="no"), name)
+    next(steps)
+    next(steps)
+    for images, weight in formats:
+        for tensor in (images, weight):
+            assert tensor.is_contiguous(memory_format=torch.channels_last) == (name == "channels_last")
+            assert tensor.is_contiguous() == (name == "contiguous")
