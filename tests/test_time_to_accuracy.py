@@ -1,0 +1,39 @@
+"""Recipes against wall time: what is read from the runs that were started."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import time_to_accuracy
+from benchmarks.processes import Finished
+from training.config import Config
+
+
+@pytest.mark.parametrize(
+    ("val_accuracy", "test_ids", "expected"),
+    [
+        (0.5, [], {"validation accuracy %": 50.0}),
+        (None, [3, 4], {"test accuracy %": 75.0}),  # --split none: trained on all, nothing to validate
+    ],
+)
+def test_a_run_is_measured_by_what_it_could_be_evaluated_on(
+    monkeypatch, tmp_path, val_accuracy, test_ids, expected
+):
+    def run_command(command):
+        folder = tmp_path / "mine-2"
+        if "train.py" in command:
+            assert command[command.index("--seed") + 1] == "2"
+            folder.mkdir()
+            found = {"train_seconds": 7.0, "images_per_second": 9.0, "val_accuracy": val_accuracy}
+            (folder / "summary.json").write_text(json.dumps(found))
+        else:
+            assert Path(command[-1]) == folder
+            (folder / "evaluation.json").write_text(json.dumps({"accuracy": 0.75}))
+        return Finished(seconds=8.0, peak_mib=1.0, printed="")
+
+    monkeypatch.setattr(time_to_accuracy, "run_command", run_command)
+    monkeypatch.setattr(time_to_accuracy, "open_prepared", lambda config: SimpleNamespace(test_ids=test_ids))
+    measured = time_to_accuracy.train(Config(recipe="mine"), [], tmp_path, seed=2)
+    assert measured == {"seconds": 8.0, "training s": 7.0, "images/s": 9.0} | expected
