@@ -101,13 +101,14 @@ def benchmark(arguments: Namespace) -> list[Row]:
     chosen = arguments.only or [*techniques, *TTA]
     names = [BASELINE, *(name for name in chosen if name != BASELINE)]
     shared = shared_flags(arguments)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (arguments.runs_dir or Path(temporary)).resolve()
         contenders = []
         for name in names:
             if name in TTA:
-                measure = partial(augmented, TTA[name], Path(folder) / BASELINE)
+                measure = partial(augmented, TTA[name], folder / BASELINE)
             else:
-                measure = partial(train, [*shared, *techniques[name]], Path(folder) / name.replace(" ", "-"))
+                measure = partial(train, [*shared, *techniques[name]], folder / name.replace(" ", "-"))
             contenders.append(by_seed({"technique": name}, measure))
         rows = interleave(contenders, arguments.repeats, warmup=0)
     add_differences(rows)
@@ -117,6 +118,9 @@ def benchmark(arguments: Namespace) -> list[Row]:
 def main() -> None:
     parser = make_parser("ablation", __doc__)
     parser.add_argument("--only", nargs="+", choices=(*TECHNIQUES, RECIPE, *TTA), help="these; default: all")
+    parser.add_argument(
+        "--runs-dir", type=Path, help="keep the runs, and go on from those that are there; default: keep none"
+    )
     run("ablation", parser, benchmark)
 
 
