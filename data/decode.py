@@ -129,5 +129,5 @@ def _killed_worker_told(path: Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, ConnectionError):
-        reason = "a process that decoded images was killed; is there memory enough?"
+        reason = "a process that decodes images has ended; was it killed, for want of memory?"
         raise OSError(errno.ECHILD, reason, str(path.parent)) from None

@@ -279,7 +279,7 @@ def test_a_decoding_process_that_is_killed_is_an_error_that_names_the_folder(fil
     for worker in workers:
         worker.kill()
         worker.join()
-    with pytest.raises(OSError, match="was killed; is there memory enough") as caught:
+    with pytest.raises(OSError, match="was it killed, for want of memory") as caught:
         list(stream)
     assert caught.value.filename == str(files[0].parent)
     no_process_stays()
