@@ -79,14 +79,14 @@ def decode_stream(paths: Sequence[Path], size: int) -> Iterator[npt.NDArray[np.u
     count = min(allowed_cores(), len(chunks))
     with ExitStack() as stack:
         workers = [stack.enter_context(_worker()) for _ in range(count)]
+        stack.enter_context(_killed_worker_told(paths[0]))
         for worker, chunk in zip(workers, chunks, strict=False):
             worker.send(chunk)
         for number in range(len(chunks)):
             worker = workers[number % count]
-            with _killed_worker_told(paths[0]):
-                decoded = worker.recv()
-                if number + count < len(chunks):
-                    worker.send(chunks[number + count])
+            decoded = worker.recv()
+            if number + count < len(chunks):
+                worker.send(chunks[number + count])
             if isinstance(decoded, InputError):
                 raise decoded
             yield decoded
