@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +92,7 @@ def decode_stream(paths: Sequence[Path], size: int) -> Iterator[npt.NDArray[np.u
 
 
 @contextmanager
-def _worker() -> Iterator["Connection[Any, Any]"]:
+def _worker() -> Iterator[Any]:
     """The connection to a process that decodes the chunks which it is sent.
 
     Not a pool: of a pool whose processes are all killed, named semaphores would stay on the system.
@@ -112,7 +111,7 @@ def _worker() -> Iterator["Connection[Any, Any]"]:
         ours.close()
 
 
-def _serve(connection: "Connection[Any, Any]", parent: int) -> None:
+def _serve(connection: Any, parent: int) -> None:
     die_with_parent(parent, getattr(signal, "SIGKILL", 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the parent will end it
     with suppress(EOFError):  # the parent is gone
