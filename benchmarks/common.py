@@ -1,6 +1,7 @@
 """What the benchmarks share: their flags, rounds of measurements in turn, the table and the JSON file."""
 
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -103,7 +104,7 @@ def report(name: str, arguments: Namespace, rows: Sequence[Row]) -> dict[str, An
     cpu = torch.device("cpu")
     return {
         "benchmark": name,
-        "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "dataset": arguments.dataset,
         "quick": arguments.quick,
