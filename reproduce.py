@@ -132,7 +132,7 @@ def repeat(
         flags = [*given, "--name", run.name, "--runs-dir", str(run.parent), "--seed", str(seed)]
         flags += ["--data-dir", str(folder)]
         flags, config = complete(flags, arguments.epochs_scale, arguments.subset)
-        if STUDIES[study_name].findings:
+        if STUDIES[study_name].validates:
             require_validation(config)
         split = evaluated_split(config, STUDIES[study_name]) if may_train else ""
         if may_train and not is_finished(run, config, {"weights"}):
@@ -165,7 +165,7 @@ def evaluated_split(config: Config, study: Study) -> str:
 
     if open_prepared(config).test_ids:
         return "test"
-    if not study.findings:
+    if not study.validates:
         raise InputError(
             f"{config.source_folder}: no labelled test images; use CIFAR's archives, or class folders"
         )

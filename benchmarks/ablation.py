@@ -18,7 +18,7 @@ import yaml
 
 from benchmarks.common import ROOT, Row, by_seed, interleave, make_parser, run
 from benchmarks.processes import python, run_command
-from training.config import flag
+from training.config import as_flags
 from training.report import read_epochs
 
 BASELINE = "without"
@@ -49,7 +49,7 @@ def recipe_flags(dataset: str) -> list[str]:
     """The techniques of the data set's recipe of 15 epochs, whose budget is the nearest to an ablation's."""
     name = "cifar100-budgets/c100-15.yaml" if dataset == "cifar100" else "cifar10-budgets/c10-15.yaml"
     recipe = yaml.safe_load((ROOT / "recipes" / name).read_text(encoding="utf-8"))
-    return [part for name, value in recipe.items() if name not in BUDGET for part in (flag(name), str(value))]
+    return as_flags({name: value for name, value in recipe.items() if name not in BUDGET})
 
 
 def train(flags: Sequence[object], folder: Path, seed: int) -> dict[str, float]:

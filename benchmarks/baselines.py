@@ -27,8 +27,8 @@ PADDING = 4
 RESIDENT_BATCH = 500
 """Batch size of B3."""
 
-HALF = {"cuda": ("fp16", torch.float16), "cpu": ("bf16", torch.bfloat16)}
-"""B3's precision and its type, by device: a CPU has no fast float16."""
+HALF = {"cuda": "fp16", "cpu": "bf16"}
+"""B3's precision, by device: a CPU has no fast float16."""
 
 Images = tuple[Tensor, Tensor]
 """Images (n, 3, 32, 32) and labels (n,)."""

@@ -104,10 +104,10 @@ def open_throughput(name: str, configs: list[Config]) -> Callable[[int], dict[st
     return measure
 
 
-def timed_passes(passes: Passes, at_least_s: float = SECONDS) -> dict[str, Any]:
+def timed_passes(passes: Passes) -> dict[str, Any]:
     """Rate and CPU time of whole passes, their workers' start included; and the form in which images come."""
     device, count, seconds, cpu, started = default_device(), 0, 0.0, cpu_seconds(), time.perf_counter()
-    while seconds < at_least_s:
+    while seconds < SECONDS:
         for batch in passes():
             count += len(batch)
         synchronize(device)

@@ -24,7 +24,7 @@ from benchmarks.common import MIB, default_device, endless, synchronize
 from data.prepared import Prepared
 from training.config import Config
 from training.engine import Trainer, initial_model, open_data, open_prepared
-from training.hardware import make_accelerator
+from training.hardware import DTYPES, make_accelerator
 from training.stopping import StopRequest
 
 Steps = Iterator[Any]
@@ -62,7 +62,7 @@ def b1_steps(config: Config) -> Steps:
 
 def b3_steps(config: Config) -> Steps:
     prepared, device = open_prepared(config), default_device()
-    _, dtype = HALF[device.type]
+    dtype = DTYPES[HALF[device.type]]
     model = initial_model(config, len(prepared.classes)).to(device, dtype)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in model.modules():

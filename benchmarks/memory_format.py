@@ -13,10 +13,9 @@ from benchmarks.processes import Opening, in_turn
 from benchmarks.train_step import precisions
 from training.config import Config
 from training.engine import initial_model
-from training.hardware import set_threads
+from training.hardware import DTYPES, set_threads
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-TYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def network_steps(config: Config, memory_format: str) -> Iterator[None]:
@@ -27,7 +26,7 @@ def network_steps(config: Config, memory_format: str) -> Iterator[None]:
     labels = torch.randint(0, 10, (config.batch_size,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
     while True:
-        with torch.autocast(device.type, TYPES[config.precision], enabled=config.precision != "no"):
+        with torch.autocast(device.type, DTYPES[config.precision], enabled=config.precision != "no"):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.common import Contender, Row, base_config, interleave, make_parser, run
 from benchmarks.processes import run_command
-from training.config import Config, flag
+from training.config import Config, as_flags
 from training.engine import open_prepared
 from training.hardware import choose_precision
 from training.jobs import launcher
@@ -25,11 +25,10 @@ def launch(processes: int, *arguments: object) -> list[str]:
     return [*launcher(processes), *as_module, "benchmarks.scaling_job", *map(str, arguments)]
 
 
-def flags(config: Config) -> list[object]:
+def flags(config: Config) -> list[str]:
     """train.py's flags for what differs from its defaults."""
     defaults = asdict(Config())
-    changed = {name: value for name, value in asdict(config).items() if value != defaults[name]}
-    return [part for name, value in changed.items() for part in (flag(name), value)]
+    return as_flags({name: value for name, value in asdict(config).items() if value != defaults[name]})
 
 
 def measure(processes: int, steps: int, validation: int, config: Config) -> dict[str, float]:

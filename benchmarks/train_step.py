@@ -42,7 +42,7 @@ def beside_baselines(arguments: Namespace, batch_size: int) -> list[Entry]:
     ours += [make(precision=best, deterministic=False, compile=True)] if arguments.full else []
     baseline = partial(make, deterministic=False)
     b1 = [baseline(precision="no", workers=workers) for workers in sorted({2, max(2, allowed_cores())})]
-    b3, b4 = baseline(precision=HALF[arguments.device][0]), baseline(precision=best, workers=4)
+    b3, b4 = baseline(precision=HALF[arguments.device]), baseline(precision=best, workers=4)
     return [*(("ours", config) for config in ours), *(("B1", config) for config in b1), ("B3", b3), ("B4", b4)]
 
 

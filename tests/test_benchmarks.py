@@ -329,7 +329,7 @@ def test_copied_images_are_files_of_their_own_in_kaggles_layout(tmp_path):
 
 def test_jobs_are_started_with_the_flags_of_their_config():
     config = Config(batch_size=64, stem="imagenet", split="none", deterministic=False, milestones=[1.5, 2.0])
-    assert parse_config([str(part) for part in scaling.flags(config)]) == config
+    assert parse_config(scaling.flags(config)) == config
 
 
 @pytest.mark.usefixtures("process_as_it_was")

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from tests.conftest import run_script
+from tests.ranks_job import AUGMENTED, TECHNIQUES
 from tests.test_train import summary
+from training.config import as_flags
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -17,20 +19,26 @@ def test_the_same_command_gives_the_same_bits(train_tiny, precision):
     assert first["weights_sha256"] == second["weights_sha256"]
 
 
-AUGMENTED = ["--flip", "alternating", "--cutout", "8", "--trivial-augment", "true", "--erasing", "0.5"]
-AUGMENTED += ["--mixup", "0.2", "--cutmix", "1"]
-
-
 def test_all_techniques_together_give_the_same_bits_in_fp16(train_tiny):
-    flags = [*AUGMENTED, "--precision", "fp16", "--ema", "0.9", "--sam", "0.5", "--sam-adaptive", "true"]
-    flags += ["--norm-bias-lr", "4", "--label-smoothing", "0.1", "--zero-init", "true", "--accumulation", "2"]
+    flags = as_flags(AUGMENTED | TECHNIQUES | {"norm_bias_lr": 4, "accumulation": 2, "precision": "fp16"})
     first, second = (summary(train_tiny(f"techniques-{time}", *flags)) for time in (1, 2))
     assert first["weights_sha256"] == second["weights_sha256"]
 
 
 def test_the_stream_is_that_of_the_cpu(images, tmp_path, monkeypatch):
     where = ["--dataset", "folder", "--data-dir", images, "--cache-dir", tmp_path / "cache"]
-    flags = ["--batch-size", 48, "--precision", "no", "--loader", "resident", "--epochs", 2, *AUGMENTED, *where]
+    flags = [
+        "--batch-size",
+        48,
+        "--precision",
+        "no",
+        "--loader",
+        "resident",
+        "--epochs",
+        2,
+        *as_flags(AUGMENTED),
+        *where,
+    ]
     on_gpu = run_script("-m", "data.stream", *flags)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     on_cpu = run_script("-m", "data.stream", *flags)

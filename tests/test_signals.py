@@ -101,7 +101,8 @@ train.main()
 def test_a_second_signal_a_second_later_ends_launched_processes_at_once(images, tmp_path):
     script = tmp_path / "signalled.py"
     script.write_text(THREE_TIMES)
-    done = run_script(script, *TINY, "--data-dir", images, "--runs-dir", tmp_path, processes=2)
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
+    done = run_script(script, *TINY, *where, processes=2)
     assert done.returncode == 1  # the launcher's
     assert "(exitcode: 130)" in done.stderr
     assert "two at the same time are one" in done.stdout

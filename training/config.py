@@ -7,6 +7,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -233,6 +234,11 @@ _NAME_CHARACTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def as_flags(values: Mapping[str, Any]) -> list[str]:
+    """train.py's command line for these fields."""
+    return [part for name, value in values.items() for part in (flag(name), str(value))]
 
 
 def make_parser() -> ArgumentParser:

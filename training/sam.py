@@ -31,6 +31,7 @@ class SAM:
 
     def __init__(self, network: nn.Module, rho: float, adaptive: bool):
         self.network, self.rho, self.adaptive = network, rho, adaptive
+        self._biases = {id(getattr(module, "bias", None)) for module in network.modules()}
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
@@ -64,8 +65,7 @@ class SAM:
         steps = [parameter.grad for parameter in parameters if parameter.grad is not None]
         if self.adaptive:
             # As in the authors' code: a bias near 0, as all begin, would hardly be perturbed.
-            biases = {id(getattr(module, "bias", None)) for module in self.network.modules()}
-            scales = [torch.ones_like(p) if id(p) in biases else p.abs() + ETA for p in parameters]
+            scales = [torch.ones_like(p) if id(p) in self._biases else p.abs() + ETA for p in parameters]
             steps = list(torch._foreach_mul(steps, scales))
         length = self.rho / (get_total_norm(steps) + 1e-12)  # no step where the gradient is 0
         if self.adaptive:

@@ -50,6 +50,11 @@ class Study:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
 
+    @property
+    def validates(self) -> bool:
+        """Whether it has more than figures of the test set, so that its runs hold validation images out."""
+        return not all(experiment.on_test for experiment in self.experiments)
+
 
 def _exactly(name: str, what: str, value: float, on_test: bool = False) -> Experiment:
     return Experiment(name, what, f"{value}", value, value, on_test)
