@@ -27,18 +27,8 @@ def test_all_techniques_together_give_the_same_bits_in_fp16(train_tiny):
 
 def test_the_stream_is_that_of_the_cpu(images, tmp_path, monkeypatch):
     where = ["--dataset", "folder", "--data-dir", images, "--cache-dir", tmp_path / "cache"]
-    flags = [
-        "--batch-size",
-        48,
-        "--precision",
-        "no",
-        "--loader",
-        "resident",
-        "--epochs",
-        2,
-        *as_flags(AUGMENTED),
-        *where,
-    ]
+    flags = ["--batch-size", 48, "--precision", "no", "--loader", "resident", "--epochs", 2]
+    flags += [*as_flags(AUGMENTED), *where]
     on_gpu = run_script("-m", "data.stream", *flags)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     on_cpu = run_script("-m", "data.stream", *flags)
