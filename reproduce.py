@@ -5,12 +5,14 @@ started again it goes on where it was. What comes after -- goes to train.py.
 """
 
 import argparse
+import functools
 import json
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.errors import InputError
 from training.cli import OneLineParser, one_line_errors
@@ -29,6 +31,9 @@ from training.studies import GROUPS, STUDIES, Experiment, Study
 
 if TYPE_CHECKING:
     from training.report import Outcome
+
+ANY_WEIGHTS = {"weights"}
+"""In which a finished run may differ from its recipe: the file with ImageNet weights lies anywhere."""
 
 
 def main() -> None:
@@ -57,8 +62,19 @@ def make_parser() -> OneLineParser:
     return parser
 
 
+@dataclass(frozen=True)
+class Job:
+    """One run of an experiment: its folder, the flags and config of its training, and how it is evaluated."""
+
+    run: Path
+    flags: list[str]
+    config: Config
+    split: str
+    tta: str
+
+
 def reproduce(arguments: argparse.Namespace, extra: list[str]) -> int:
-    """Train, evaluate, report; returns the exit code."""
+    """Check all that is asked for, then train, evaluate and report; returns the exit code."""
     check_flags(arguments, extra, lowest={"seeds": 1, "processes": 1})
     if arguments.weights and not arguments.weights.is_file():
         raise InputError(f"--weights {arguments.weights}: no such file; give torchvision's resnet18-f37072fd.pth")
@@ -70,10 +86,20 @@ def reproduce(arguments: argparse.Namespace, extra: list[str]) -> int:
     scaled = scale_in_words(arguments)
     suffix = f"-{arguments.epochs_scale:g}-{arguments.subset:g}" if scaled else ""
     out = arguments.out or Path(f"runs/reproduce{suffix}")
+    plan = {
+        experiment: plan_jobs(experiment, name, out, arguments, extra)
+        for name, study in STUDIES.items()
+        for experiment in study.experiments
+        if experiment in chosen
+    }
     outcomes = {name: [Outcome(experiment) for experiment in study.experiments] for name, study in STUDIES.items()}
     for name, of_study in outcomes.items():
         for outcome in of_study:
-            repeat(outcome, name, out, arguments, extra, may_train=outcome.experiment in chosen)
+            if outcome.experiment in plan:
+                for job in plan[outcome.experiment]:
+                    carry_out(job, outcome, arguments)
+            else:
+                read_finished(outcome, name, out, arguments, extra)
     results = [result for of_study in outcomes.values() for outcome in of_study for result in outcome.results]
     blocks: list[Block] = [
         Heading("Experiments beside their figures" + (f" ({scaled})" if scaled else ""), 1),
@@ -110,47 +136,83 @@ def scale_in_words(arguments: argparse.Namespace) -> str:
     return f"scaled: {', '.join(parts)}" if parts else ""
 
 
-def repeat(
-    outcome: "Outcome",
-    study_name: str,
-    out: Path,
-    arguments: argparse.Namespace,
-    extra: Sequence[str],
-    may_train: bool,
-) -> None:
-    """Train and evaluate the runs that are not yet done; leaves their results, or a reason, in `outcome`.
+def runs_of(
+    experiment: Experiment, study_name: str, out: Path, arguments: argparse.Namespace, extra: Sequence[str]
+) -> list[tuple[Path, list[str], Config]]:
+    """Of each seed's run the folder, and the flags and config of its training.
 
-    may_train: otherwise only what is done is read.
+    Raises:
+        InputError: the recipe does not go with the flags after --.
     """
-    from training.report import read_result
-
-    name, folder = outcome.experiment.name, data_folder(STUDIES[study_name], arguments)
+    name, study = experiment.name, STUDIES[study_name]
     given = ["--recipe", str(ROOT / "recipes" / study_name / f"{name}.yaml"), "--tracker", "none", *extra]
-    first_seed = parse_config(given).seed
+    first_seed, runs = parse_config(given).seed, []
     for seed in range(first_seed, first_seed + arguments.seeds):
         run = out / study_name / (f"{name}-seed{seed}" + ("-scaled" if scale_in_words(arguments) else ""))
         flags = [*given, "--name", run.name, "--runs-dir", str(run.parent), "--seed", str(seed)]
-        flags += ["--data-dir", str(folder)]
-        flags, config = complete(flags, arguments.epochs_scale, arguments.subset)
-        if STUDIES[study_name].validates:
+        flags += ["--data-dir", str(data_folder(study, arguments))]
+        runs.append((run, *complete(flags, arguments.epochs_scale, arguments.subset)))
+    return runs
+
+
+def plan_jobs(
+    experiment: Experiment, study_name: str, out: Path, arguments: argparse.Namespace, extra: Sequence[str]
+) -> list[Job]:
+    """The jobs of a chosen experiment, one for each seed.
+
+    Raises:
+        InputError: settings or images that could not be used, or a finished run that was trained otherwise.
+    """
+    jobs, study = [], STUDIES[study_name]
+    for run, flags, config in runs_of(experiment, study_name, out, arguments, extra):
+        if study.validates:
             require_validation(config)
-        split = evaluated_split(config, STUDIES[study_name]) if may_train else ""
-        if may_train and not is_finished(run, config, {"weights"}):
-            if config.weights:
-                weights = imagenet_weights(arguments.weights or Path(config.weights))
+        is_finished(run, config, ANY_WEIGHTS)
+        # What has figures of the test set alone has test-time augmentation, too, beside the plain figure.
+        tta = "none" if study.validates else "six"
+        jobs.append(Job(run, flags, config, evaluated_split(config, study), tta))
+    return jobs
+
+
+def carry_out(job: Job, outcome: "Outcome", arguments: argparse.Namespace) -> None:
+    """Train and evaluate a run, unless that is done; leaves its result, or the reason why not, in `outcome`."""
+    from training.report import read_result
+
+    flags = job.flags
+    try:
+        if not is_finished(job.run, job.config, ANY_WEIGHTS):
+            if job.config.weights:
+                weights = imagenet_weights(arguments.weights or Path(job.config.weights))
                 if weights is None:
                     outcome.reason = "not run: no ImageNet weights; give --weights resnet18-f37072fd.pth"
-                    continue
-                flags += ["--weights", str(weights)]
+                    return
+                flags = [*flags, "--weights", str(weights)]
             if failure := train(flags, arguments.processes):
                 outcome.reason = failure
-                continue
-        if may_train:
-            evaluate(run, config, split)
-        elif not (run / "evaluation.json").exists() or not is_finished(run, config, {"weights"}):
-            outcome.reason = "not chosen, not run yet"
-            continue
-        outcome.results.append(read_result(run))
+                return
+        evaluate(job)
+        outcome.results.append(read_result(job.run))
+    except InputError as error:  # a damaged file, say: the other experiments go on
+        print(f"error: {error}", file=sys.stderr)
+        outcome.reason = f"failed: {error}"
+
+
+def read_finished(
+    outcome: "Outcome", study_name: str, out: Path, arguments: argparse.Namespace, extra: Sequence[str]
+) -> None:
+    """The results of an experiment that was not chosen, from runs with these settings, if there are some."""
+    from training.report import read_result
+
+    try:
+        for run, _, config in runs_of(outcome.experiment, study_name, out, arguments, extra):
+            if not is_finished(run, config, ANY_WEIGHTS):
+                outcome.reason = "not chosen, not run yet"
+            elif evaluation_of(run) is None:
+                outcome.reason = "not chosen, not evaluated yet"
+            else:
+                outcome.results.append(read_result(run))
+    except InputError as error:
+        outcome.reason = f"not chosen; {error}"
 
 
 def evaluated_split(config: Config, study: Study) -> str:
@@ -161,15 +223,21 @@ def evaluated_split(config: Config, study: Study) -> str:
     Raises:
         InputError, before anything is trained: the study has nothing but figures of the test set.
     """
-    from training.engine import open_prepared
-
-    if open_prepared(config).test_ids:
+    if has_test_images(config.dataset, config.source_folder, Path(config.cache_dir)):
         return "test"
     if not study.validates:
         raise InputError(
             f"{config.source_folder}: no labelled test images; use CIFAR's archives, or class folders"
         )
     return "val"
+
+
+@functools.cache  # every run of a study has the same images
+def has_test_images(dataset: str, folder: Path, cache_dir: Path) -> bool:
+    from data.prepared import prepare
+    from data.sources import find_source
+
+    return bool(prepare(find_source(dataset, folder), cache_dir).test_ids)
 
 
 def data_folder(study: Study, arguments: argparse.Namespace) -> Path:
@@ -207,17 +275,28 @@ def imagenet_weights(path: Path) -> Path | None:
     return path
 
 
-def evaluate(run: Path, config: Config, split: str) -> None:
-    """Evaluate a run, unless it has been done for these weights and this split."""
+def evaluation_of(run: Path) -> dict[str, Any] | None:
+    """A finished run's evaluation.json, if it is of the weights that are there.
+
+    Raises:
+        InputError: the weights are damaged.
+    """
     from training.checkpoint import load_weights
-    from training.evaluation import evaluate_run
 
     report = run / "evaluation.json"
     weights = load_weights(run / "best.safetensors")[1]["weights_sha256"]
-    found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
-    if (found.get("split"), found.get("tta"), found.get("weights_sha256")) != (split, "none", weights):
-        found = evaluate_run(run, split, config.source_folder)
-    print(f"{run}: {split} accuracy {100 * found['accuracy']:.2f} %", flush=True)
+    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+    return found if found.get("weights_sha256") == weights else None
+
+
+def evaluate(job: Job) -> None:
+    """Evaluate a run, unless it has been done for these weights and this split."""
+    from training.evaluation import evaluate_run
+
+    found = evaluation_of(job.run)
+    if found is None or found["split"] != job.split or job.tta not in ("none", found["tta"]):
+        found = evaluate_run(job.run, job.split, job.config.source_folder, job.tta)
+    print(f"{job.run}: {job.split} accuracy {100 * found['accuracy']:.2f} %", flush=True)
 
 
 if __name__ == "__main__":

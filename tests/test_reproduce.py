@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision import models
@@ -107,27 +108,77 @@ def test_what_is_done_is_not_done_again(done, monkeypatch, capsys):
     assert (folder / "report.md").read_text() == before
 
 
-def test_runs_with_other_settings_are_refused(done, monkeypatch, capsys):
-    _, flags = done
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *flags, "--lr", "0.3"])
-    with pytest.raises(SystemExit) as ended:
-        reproduce.main()
-    assert ended.value.code == 2
-    assert (
-        "exp1-seed42-scaled: trained with another lr; remove it or give another --out" in capsys.readouterr().err
-    )
+def choosing(flags: list[str], only: str) -> list[str]:
+    return [only if flag == "exp1,exp9" else flag for flag in flags]
 
 
-def fake_train(monkeypatch, code: int, begun: bool) -> list[list[str]]:
+TRAINED_OTHERWISE = "exp1-seed42-scaled: trained with another lr; remove it or give another --out"
+
+
+def test_runs_with_other_settings_are_refused_before_anything_is_trained(done, monkeypatch, capsys):
+    started = fake_train(monkeypatch, code=0)
+    assert run_here(monkeypatch, *choosing(done[1], "exp8,exp1"), "--lr", "0.3") == 2
+    assert started == []
+    assert TRAINED_OTHERWISE in capsys.readouterr().err
+
+
+def test_runs_with_other_settings_that_are_not_chosen_are_in_nobodys_way(done, monkeypatch):
+    folder, flags = done
+    before = (folder / "report.md").read_text()
+    assert fake_train(monkeypatch, code=1) == []
+    assert run_here(monkeypatch, *choosing(flags, "exp8"), "--lr", "0.3") == 1
+    (row,) = (line for line in (folder / "report.md").read_text().splitlines() if line.startswith("| exp1 |"))
+    assert f"| not chosen; {folder}/cifar10-study/{TRAINED_OTHERWISE} |" in row
+    (folder / "report.md").write_text(before)
+
+
+def test_a_damaged_run_is_told_and_the_others_stay(done, monkeypatch, tmp_path, capsys):
+    folder, flags = shutil.copytree(done[0], tmp_path / "out"), done[1]
+    flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
+    with open(folder / "cifar10-study/exp1-seed42-scaled/best.safetensors", "r+b") as weights:
+        weights.truncate(1000)
+    monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained again"))
+    assert run_here(monkeypatch, *flags) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "best.safetensors" in line
+    report = (folder / "report.md").read_text()
+    assert re.search(r"\| exp1 \|.*\| failed: .*best.safetensors", report)
+    assert re.search(r"\| exp9 \|.*\| 1 \| \d+ \| 42 \|", report)
+
+
+def test_an_evaluation_of_other_images_or_weights_is_no_result(done, monkeypatch, tmp_path):
+    folder, flags = shutil.copytree(done[0], tmp_path / "out"), choosing(done[1], "exp9")
+    flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
+    path = folder / "cifar10-study/exp1-seed42-scaled/evaluation.json"
+    evaluation = json.loads(path.read_text())
+
+    def row_with(**changed: str) -> str:
+        path.write_text(json.dumps(evaluation | changed))
+        assert run_here(monkeypatch, *flags) == 0
+        (row,) = (line for line in (folder / "report.md").read_text().splitlines() if line.startswith("| exp1 |"))
+        return row
+
+    micro_f1 = f"| {evaluation['micro_f1']:.4f} |"
+    assert micro_f1 in row_with()
+    assert micro_f1.replace(" |", " (validation) |") in row_with(split="val")
+    assert "not chosen, not evaluated yet" in row_with(weights_sha256="0")
+
+
+def test_test_time_augmentation_is_no_reason_to_test_again(done, monkeypatch):
+    path = done[0] / "cifar10-study/exp1-seed42-scaled/evaluation.json"
+    before = path.read_bytes()
+    assert run_script("evaluate.py", path.parent, "--tta", "flip").returncode == 0
+    with_flip = path.read_bytes()
+    assert run_here(monkeypatch, *done[1]) == 0
+    assert path.read_bytes() == with_flip != before
+
+
+def fake_train(monkeypatch, code: int) -> list[list[str]]:
     """In place of train.py: ends with `code`. Returns the flags of each start."""
     started: list[list[str]] = []
 
     def start(flags: list[str], processes: int) -> int:
         started.append(flags)
-        config = parse_config(flags)
-        if begun:
-            config.run_folder.mkdir(parents=True)
-            (config.run_folder / "config.yaml").touch()
         return code
 
     monkeypatch.setattr(jobs, "start", start)
@@ -144,7 +195,7 @@ def run_here(monkeypatch, *flags: object) -> int:
 def test_without_imagenet_weights_exp9_is_not_run_and_the_others_go_on(cifar10, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     serve(monkeypatch, OSError("no network"))
-    started = fake_train(monkeypatch, code=1, begun=True)
+    started = fake_train(monkeypatch, code=1)
     code = run_here(monkeypatch, "cifar10-study", "--only", "exp9,exp8", "--data-dir", cifar10, "--out", tmp_path)
     assert code == 1  # for exp8, whose training failed
     assert [parse_config(flags).name for flags in started] == ["exp8-seed42"]
@@ -163,16 +214,47 @@ def test_downloaded_imagenet_weights_are_checked(monkeypatch, tmp_path, capsys):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
-def test_a_training_that_is_refused_or_stopped_ends_it_all(cifar10, monkeypatch, tmp_path):
-    for code in (2, 143):
-        started = fake_train(monkeypatch, code, begun=False)
+def test_a_training_that_is_stopped_ends_it_all(cifar10, monkeypatch, tmp_path):
+    for code in (130, 143):
+        started = fake_train(monkeypatch, code)
         assert run_here(monkeypatch, "cifar10-study", "--data-dir", cifar10, "--out", tmp_path) == code
         assert len(started) == 1
     assert not (tmp_path / "report.md").exists()
 
 
+@pytest.mark.parametrize("code", [1, 2, 137])
+def test_after_a_training_that_fails_the_others_go_on_and_the_report_says_so(cifar10, monkeypatch, tmp_path, code):
+    started = fake_train(monkeypatch, code)
+    where = ["--data-dir", cifar10, "--out", tmp_path]
+    assert run_here(monkeypatch, "cifar10-study", "--only", "exp4,exp5", *where) == 1
+    assert [parse_config(flags).name for flags in started] == ["exp4-seed42", "exp5-seed42"]
+    report = (tmp_path / "report.md").read_text()
+    for name in ("exp4", "exp5"):
+        assert f"| failed: the training of {name}-seed42 ended with exit code {code} |" in report
+
+
+def test_flags_for_train_py_need_to_suit_the_chosen_experiments_alone(cifar10, monkeypatch, tmp_path):
+    """exp9 does not go with --zero-init, recipes with Nesterov's momentum not without one."""
+    started = fake_train(monkeypatch, 1)
+    where = ["--only", "exp3", "--data-dir", cifar10, "--out", tmp_path]
+    for flags in (["--zero-init", "true"], ["--momentum", "0"]):
+        assert run_here(monkeypatch, "cifar10-study", *where, "--", *flags) == 1
+        assert len(started) == 1
+        started.clear()
+
+
+def test_missing_images_of_one_study_are_found_before_anything_is_trained(cifar10, monkeypatch, tmp_path, capsys):
+    serve(monkeypatch, OSError("no network"))
+    started = fake_train(monkeypatch, 0)
+    (tmp_path / "cifar10").symlink_to(cifar10)
+    where = ["--data-dir", tmp_path, "--out", tmp_path / "out", "--", "--cache-dir", tmp_path / "cache"]
+    assert run_here(monkeypatch, "all", *where) == 2
+    assert started == []
+    assert "cifar100 could not be downloaded" in capsys.readouterr().err
+
+
 def test_seeds_follow_that_of_the_recipe(cifar10, monkeypatch, tmp_path):
-    started = fake_train(monkeypatch, code=1, begun=True)
+    started = fake_train(monkeypatch, code=1)
     run_here(
         monkeypatch, "cifar10-study", "--only", "exp4", "--seeds", 3, "--data-dir", cifar10, "--out", tmp_path
     )
@@ -236,13 +318,15 @@ def test_a_recipe_for_a_budget_trains_on_all_images_and_is_tested(cifar10, tmp_p
     assert (summary["train_images"], summary["val_images"], summary["val_accuracy"]) == (100, 0, None)
     assert (evaluation["split"], evaluation["count"]) == ("test", 20)
     accuracy = evaluation["accuracy"]
-    row = f"| 0.935 (test) | {accuracy:.4f} (test) | {accuracy - 0.935:+.3f} | - | {accuracy:.4f} |"
+    assert evaluation["tta"] == "six"
+    tested = f"{accuracy:.4f} (six views {evaluation['tta_accuracy']:.4f})"
+    row = f"| 0.935 (test) | {accuracy:.4f} (test) | {accuracy - 0.935:+.3f} | - | {tested} |"
     assert row in (tmp_path / "out/report.md").read_text()
 
 
 def test_a_recipe_that_could_not_be_tested_is_not_trained(monkeypatch, tmp_path, capsys):
     write_kaggle(tmp_path / "cifar10", CIFAR10.classes * 2)
-    started = fake_train(monkeypatch, code=0, begun=True)
+    started = fake_train(monkeypatch, code=0)
     where = ["--data-dir", tmp_path, "--out", tmp_path / "out", "--", "--cache-dir", tmp_path / "cache"]
     assert run_here(monkeypatch, "recipes", "--only", "c10-30", *where) == 2
     assert started == []
@@ -273,7 +357,9 @@ def result(accuracy: float, seed: int = 0, images: int = 10_000) -> Result:
         for value in (accuracy / 2, accuracy)
     ]
     return Result(
-        summary, {"split": "test", "accuracy": accuracy - 0.1, "macro_f1": 0.5, "micro_f1": accuracy - 0.1}, rows
+        summary,
+        {"split": "test", "tta": "none", "accuracy": accuracy - 0.1, "macro_f1": 0.5, "micro_f1": accuracy - 0.1},
+        rows,
     )
 
 
@@ -281,7 +367,7 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
     experiments = {experiment.name: experiment for experiment in CIFAR10_STUDY.experiments}
     outcomes = [
         Outcome(experiments["exp1"], [result(0.84), result(0.86, seed=1)]),
-        Outcome(experiments["exp2"], [result(0.95)]),
+        Outcome(experiments["exp2"], [result(0.99)]),
     ]
     blocks = study_report(CIFAR10_STUDY, outcomes, "", tmp_path / "pictures")
     write_report(blocks, tmp_path)
@@ -289,7 +375,7 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
     assert "| 0.827 | 0.8500 ± 0.0141 | +0.023 | 0.8500 ± 0.0141 | 0.7500 ± 0.0141 |" in text
     assert "scaled" not in text
     (finding,) = (line for line in text.splitlines() if line.startswith("| Its own ResNet-18"))
-    assert "| borne out | validation accuracy: exp2 0.9500, exp1 0.8500 ± 0.0141 |" in finding
+    assert "| borne out | validation accuracy: exp2 0.9900, exp1 0.8500 ± 0.0141 |" in finding
     assert (tmp_path / "pictures/cifar-10-study-networks.png").exists()
 
 
@@ -313,14 +399,38 @@ def test_what_chance_could_turn_is_undecided():
     assert verdict([("a", "b")], "validation accuracy", seeds)[0] == "undecided"
     steady = {"a": [result(0.55), result(0.551)], "b": [result(0.5), result(0.501)]}
     assert verdict([("a", "b")], "validation accuracy", steady)[0] == "borne out"
+    equal = {"a": [result(0.923)] * 2, "b": [result(0.9228)] * 2}  # which agree by accident
+    assert verdict([("a", "b")], "validation accuracy", equal)[0] == "undecided"
+    assert verdict([(0.005, "a")], "validation accuracy", {"a": [result(0.0, images=400)]})[0] == "undecided"
+
+
+def test_seeds_that_differ_by_chance_alone_decide_a_twentieth_of_the_time():
+    """Welch's test against draws of 3 seeds from one distribution; 2 standard errors would decide 12 %."""
+    draws = np.random.default_rng(0).normal(0.9, 0.01, (2000, 2, 3))
+    decided = 0
+    for sides in draws:
+        finished = {name: [result(value) for value in side] for name, side in zip("ab", sides, strict=True)}
+        decided += verdict([("a", "b")], "validation accuracy", finished)[0] != "undecided"
+    assert 0.02 < decided / 2000 < 0.06
+
+
+def test_the_first_to_pass_a_number_is_alone_with_it():
+    (finding,) = (finding for finding in CIFAR10_STUDY.findings if "first to pass 0.9" in finding.text)
+
+    def found(exp1: float, exp2: float, exp3: float) -> str:
+        finished = {"exp1": [result(exp1)], "exp2": [result(exp2)], "exp3": [result(exp3)]}
+        return verdict(finding.pairs, finding.quantity, finished)[0]
+
+    assert found(0.83, 0.85, 0.92) == "borne out"
+    assert found(0.83, 0.93, 0.95) == "not borne out"
+    assert found(0.93, 0.85, 0.95) == "not borne out"
 
 
 def test_finished_runs_that_are_not_chosen_stay_in_the_report(done, monkeypatch, capsys):
     folder, flags = done
     before = (folder / "report.md").read_text()
     monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained again"))
-    only_one = [flag if flag != "exp1,exp9" else "exp9" for flag in flags]
-    assert run_here(monkeypatch, *only_one) == 0, capsys.readouterr().err
+    assert run_here(monkeypatch, *choosing(flags, "exp9")) == 0, capsys.readouterr().err
     (row,) = (line for line in before.splitlines() if line.startswith("| exp1 |"))
     assert row in (folder / "report.md").read_text()
 
@@ -330,7 +440,7 @@ def test_without_test_labels_as_on_kaggle_the_test_columns_stay_empty(tmp_path):
     kaggle.evaluation["split"] = "val"
     experiments = {experiment.name: experiment for study in STUDIES.values() for experiment in study.experiments}
     exp1, v5 = results_table([Outcome(experiments[name], [kaggle]) for name in ("exp1", "v5")]).rows
-    assert exp1[3:7] == ["0.5000", "-0.327", "0.5000", "-"]
+    assert exp1[3:9] == ["0.5000", "-0.327", "0.5000", "-", "0.5000 (validation)", "0.4000 (validation)"]
     assert v5[3:7] == ["- (test)", "-", "0.5000", "-"]
 
 
@@ -353,7 +463,8 @@ def test_without_test_labels_a_run_is_evaluated_on_its_validation_images(done, c
     flags += ["--runs-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
     assert jobs.train(flags, processes=1) == ""
     config = parse_config(flags)
-    reproduce.evaluate(tmp_path / "run", config, reproduce.evaluated_split(config, CIFAR10_STUDY))
+    split = reproduce.evaluated_split(config, CIFAR10_STUDY)
+    reproduce.evaluate(reproduce.Job(tmp_path / "run", flags, config, split, "none"))
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["split"] == "val"
 
 

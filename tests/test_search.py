@@ -14,18 +14,19 @@ from training.config import parse_config
 SWEEP = ROOT / "recipes/sweep.yaml"
 
 
-def sweep_of(space: dict, recipe: object = ROOT / "recipes/cifar100-study/v5.yaml") -> str:
-    return yaml.safe_dump({"command": ["train.py", "--recipe", str(recipe)], "parameters": space})
+def sweep_of(space: dict, recipe: object = ROOT / "recipes/cifar100-study/v5.yaml", *more: str) -> str:
+    command = ["${env}", "python", "train.py", "--recipe", str(recipe), *more, "${args}"]
+    return yaml.safe_dump({"command": command, "parameters": space})
 
 
 def test_the_sweep_starts_train_py_through_accelerate_with_flags_that_exist():
     content = yaml.safe_load(SWEEP.read_text())
     launch = content["command"]
     assert launch[1:4] == ["accelerate", "launch", "train.py"]
-    recipe, space = search.read_sweep(SWEEP)
+    fixed, space = search.read_sweep(SWEEP)
     for number in range(5):
         settings = [f"--{name}={value}" for name, value in search.draw(space, 0, number).items()]  # W&B's ${args}
-        config = parse_config(["--recipe", str(ROOT / recipe), *settings])
+        config = parse_config([*fixed, *settings])
         assert config.dataset == "cifar100"
     assert content["metric"] == {"name": "val/accuracy", "goal": "maximize"}
 
@@ -88,6 +89,22 @@ def test_a_third_of_the_trials_goes_on_for_three_times_as_long(trained, monkeypa
     recorded = json.loads((tmp_path / "search.json").read_text())
     assert sorted(len(trial["accuracy"]) for trial in recorded) == [1] * 6 + [2, 2, 3]
     assert all((trial["accuracy"][0] == -1) == (trial["settings"]["lr"] > 0.05) for trial in recorded)
+
+
+def test_all_of_the_sweeps_command_counts_and_a_value_may_be_a_list(trained, monkeypatch, tmp_path):
+    sweep, recipe = tmp_path / "sweep.yaml", SWEEP.parent / "cifar10.yaml"
+    sweep.write_text(sweep_of({"milestones": {"value": [30, 50]}}, recipe, "--stem=imagenet"))
+    assert search_here(monkeypatch, sweep, "--trials", 1, "--out", tmp_path / "out", "--", "--lr", 0.02) == 0
+    (config,) = trained
+    assert (config.dataset, config.stem, config.milestones, config.lr) == ("cifar10", "imagenet", [30, 50], 0.02)
+
+
+def test_a_trial_that_could_not_be_trained_is_found_before_any_is(trained, monkeypatch, tmp_path, capsys):
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(sweep_of({"epochs": {"values": [1, 0]}}))
+    assert search_here(monkeypatch, sweep, "--trials", 9, "--out", tmp_path / "out") == 2
+    assert trained == []
+    assert "--epochs 0" in capsys.readouterr().err
 
 
 def test_trials_that_fail_do_not_go_on_and_none_left_is_an_error(trained, monkeypatch, tmp_path, capsys):

@@ -106,19 +106,16 @@ def is_finished(run: Path, wanted: Config, whatever: Collection[str] = ()) -> bo
 
 
 def train(flags: list[str], processes: int) -> str:
-    """Run train.py; returns "" when it has finished, or why the run could not go on (a loss that is not finite).
+    """Run train.py; returns "" when it has finished, or that it failed: why, it has said itself.
 
     Raises:
-        SystemExit: it was stopped, or refused what it was given.
+        SystemExit: it was stopped.
     """
-    run, code = parse_config(flags).run_folder, start(flags, processes)
-    if code == 1 and (run / "config.yaml").exists():
-        return f"failed: the training of {run.name} ended with exit code 1"
-    if code not in (0, 2, 128 + signal.SIGTERM, 128 + signal.SIGINT):
-        print(f"error: the training of {run} ended with exit code {code}", file=sys.stderr)
-    if code:
+    code = start(flags, processes)
+    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
         raise SystemExit(code)
-    return ""
+    name = parse_config(flags).run_folder.name
+    return f"failed: the training of {name} ended with exit code {code}" if code else ""
 
 
 def launcher(processes: int) -> list[str]:

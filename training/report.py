@@ -8,8 +8,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, stdev, variance
 from typing import Any
+
+from scipy.stats import t
 
 from data.files import write_atomically
 from training.figures import draw_comparison
@@ -99,8 +101,8 @@ def study_report(study: Study, outcomes: Sequence[Outcome], scaled: str, picture
         Heading(study.title + label),
         results_table(outcomes),
         "Accuracies and F1 are fractions; with several seeds mean and deviation. `ours` is what the "
-        "figure is of: validation, or the test set where so marked."
-        + (f" All runs are {scaled}." if scaled else ""),
+        "figure is of: validation, or the test set where so marked. F1 is of the test set, or of the validation "
+        "images where so marked." + (f" All runs are {scaled}." if scaled else ""),
         list(study.notes),
     ]
     what = {experiment.name: f"{experiment.name}: {experiment.what}" for experiment in study.experiments}
@@ -120,6 +122,7 @@ def study_report(study: Study, outcomes: Sequence[Outcome], scaled: str, picture
     if findings:
         blocks.append(Heading(f"{study.title}: its findings{label}", 3))
         blocks.append(Table(("finding", "our runs", "measured"), findings))
+        blocks.append(HOW_DECIDED)
     return blocks
 
 
@@ -138,12 +141,14 @@ def _row(outcome: Outcome) -> list[str]:
     validation = [result.summary["val_accuracy"] for result in results if result.summary["val_images"]]
     test = [result.test_accuracy for result in results if result.test_accuracy is not None]
     ours = test if experiment.on_test else validation
-    f1 = [_spread([result.evaluation[name] for result in results]) for name in ("macro_f1", "micro_f1")]
+    six = [result.evaluation["tta_accuracy"] for result in results if result.evaluation["tta"] == "six"]
+    of_f1 = "" if test else " (validation)"
+    f1 = [_spread([result.evaluation[name] for result in results]) + of_f1 for name in ("macro_f1", "micro_f1")]
     return [
         *row,
         _spread(ours) + (" (test)" if experiment.on_test else ""),
         _difference(mean(ours), experiment) if experiment.figure and ours else "-",
-        *(_spread(validation), _spread(test), *f1),
+        *(_spread(validation), _spread(test) + (f" (six views {_spread(six)})" if six else ""), *f1),
         str(results[0].summary["epochs"]),
         f"{mean(result.summary['seconds'] for result in results):.0f}",
         ", ".join(str(result.summary["seed"]) for result in results) + (outcome.reason and f"; {outcome.reason}"),
@@ -161,40 +166,63 @@ def _difference(ours: float, experiment: Experiment) -> str:
     return " to ".join(ends)
 
 
-def verdict(
-    pairs: Sequence[tuple[str, str | float]], quantity: str, finished: dict[str, list[Result]]
-) -> tuple[str, str]:
-    """Whether in each pair the first experiment has the higher quantity; and the numbers.
+HOW_DECIDED = (
+    "A finding is borne out, or not, where chance explains less than a twentieth of such differences, each of its "
+    "comparisons taken alone; else it is undecided. With several seeds that is Welch's t-test between them. With "
+    "one, only the counting error of an accuracy on so many images is known, and not how much seeds differ: there "
+    "take a verdict for a hint."
+)
 
-    Undecided is what two standard errors could turn: those of the mean over several seeds; of a single run, those
-    of an accuracy measured on so many validation images.
-    """
+
+def verdict(
+    pairs: Sequence[tuple[str | float, str | float]], quantity: str, finished: dict[str, list[Result]]
+) -> tuple[str, str]:
+    """Whether in each pair the first side has the higher quantity, as HOW_DECIDED says; and the numbers."""
     names = list(dict.fromkeys(name for pair in pairs for name in pair if isinstance(name, str)))
     if missing := sorted(set(names) - set(finished)):
         return "not tested", f"not run: {', '.join(missing)}"
     values = {name: [QUANTITIES[quantity](result) for result in finished[name]] for name in names}
-
-    def estimate(side: str | float) -> tuple[float, float]:
-        if not isinstance(side, str):
-            return side, 0.0
-        return mean(values[side]), _standard_error(values[side], finished[side])
-
+    estimates = {name: _estimate(values[name], finished[name]) for name in names}
     verdicts = []
     for pair in pairs:
-        (first, first_error), (second, second_error) = map(estimate, pair)
-        doubt = 2 * math.hypot(first_error, second_error)
+        sides = [estimates[side] if isinstance(side, str) else Estimate(side) for side in pair]
+        difference, doubt = sides[0].mean - sides[1].mean, _doubt(*sides)
         verdicts.append(
-            "borne out" if first - second > doubt else "not borne out" if second - first > doubt else "undecided"
+            "borne out" if difference > doubt else "not borne out" if difference < -doubt else "undecided"
         )
     worst = max(verdicts, key=["borne out", "undecided", "not borne out"].index)
     return worst, f"{quantity}: " + ", ".join(f"{name} {_spread(found)}" for name, found in values.items())
 
 
-def _standard_error(values: Sequence[float], results: Sequence[Result]) -> float:
-    if len(values) > 1:
-        return stdev(values) / math.sqrt(len(values))
-    accuracy, count = results[0].summary["val_accuracy"], results[0].summary["val_images"]
-    return math.sqrt(accuracy * (1 - accuracy) / count)
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, the variance of it, and the degrees of freedom with which that is known."""
+
+    mean: float
+    variance: float = 0.0
+    freedom: float = math.inf
+
+
+def _estimate(values: Sequence[float], results: Sequence[Result]) -> Estimate:
+    """Of one run: the variance of an accuracy counted on so many images, whatever the quantity.
+
+    Several seeds know no less of chance than that: two that agree by accident are not without error.
+    """
+    images, runs = results[0].summary["val_images"], len(values)
+    right = mean(result.summary["val_accuracy"] for result in results) * images
+    share = (right + 2) / (images + 4)  # Agresti and Coull, 1998: at 0 and 1, too, it is not known exactly
+    counting = share * (1 - share) / images
+    if runs == 1:
+        return Estimate(values[0], counting)
+    return Estimate(mean(values), max(variance(values), counting) / runs, runs - 1)
+
+
+def _doubt(first: Estimate, second: Estimate) -> float:
+    """The difference that chance exceeds in a twentieth of all cases (Welch, 1947)."""
+    total = first.variance + second.variance
+    spread = sum(side.variance**2 / side.freedom for side in (first, second))
+    freedom = total**2 / spread if spread else math.inf
+    return float(t.ppf(0.975, freedom)) * math.sqrt(total)
 
 
 def environment(results: Sequence[Result]) -> list[str]:

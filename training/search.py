@@ -7,6 +7,7 @@ best of them for `eta` times as long, until the last ones train in full. What co
 import argparse
 import json
 import math
+import shlex
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ import yaml
 from data.errors import InputError
 from data.files import write_json
 from training.cli import OneLineParser, RunError, one_line_errors
+from training.config import parse_config
 from training.jobs import add_flags, check_flags, complete, is_finished, require_validation, split_arguments, train
 
 
@@ -30,9 +32,9 @@ class Trial:
     accuracy: list[float] = field(default_factory=list)
 
     @property
-    def flags(self) -> str:
+    def flags(self) -> list[str]:
         """As a command line has them; W&B's agents write them in the same way."""
-        return " ".join(f"--{name}={value}" for name, value in self.settings.items())
+        return [f"--{name}={value}" for name, value in self.settings.items()]
 
 
 def main() -> None:
@@ -54,8 +56,11 @@ def main() -> None:
 def search(arguments: argparse.Namespace, extra: list[str]) -> None:
     """Train the trials, round by round; writes search.json after each training."""
     check_flags(arguments, extra, lowest={"trials": 1, "eta": 2, "seed": 0, "processes": 1})
-    recipe, space = read_sweep(arguments.sweep)
+    fixed, space = read_sweep(arguments.sweep)
     trials = [Trial(number, draw(space, arguments.seed, number)) for number in range(arguments.trials)]
+    given = [*fixed, "--tracker", "none", *extra]
+    for trial in trials:  # a mistake in the last one would else be found after hours
+        require_validation(parse_config([*given, *trial.flags]))
     rounds = 1
     while arguments.eta**rounds <= arguments.trials:
         rounds += 1
@@ -63,33 +68,39 @@ def search(arguments: argparse.Namespace, extra: list[str]) -> None:
     for number in range(rounds):
         share = arguments.epochs_scale * arguments.eta ** (number + 1 - rounds)
         for trial in left:
-            trial.accuracy.append(train_trial(trial, number, share, recipe, arguments, extra))
+            trial.accuracy.append(train_trial(trial, number, share, given, arguments))
             write_json(arguments.out / "search.json", [asdict(trial) for trial in trials])
         for trial in sorted(left, key=lambda trial: -trial.accuracy[-1]):
-            print(f"round {number + 1}/{rounds}, trial {trial.number}: {trial.accuracy[-1]:.4f}  {trial.flags}")
+            print(f"round {number + 1}/{rounds}: {described(trial)}")
         succeeded = [trial for trial in left if trial.accuracy[-1] >= 0]
         if not succeeded:
-            raise RunError("the training of every trial failed; a sweep with smaller learning rates may help")
+            raise RunError(
+                "the training of every trial failed, as told above; where losses were not finite, a sweep with "
+                "smaller learning rates may help"
+            )
         left = sorted(succeeded, key=lambda trial: -trial.accuracy[-1])[: max(1, len(left) // arguments.eta)]
-    print(f"best: trial {left[0].number}, validation accuracy {left[0].accuracy[-1]:.4f}: {left[0].flags}")
+    print(f"best: {described(left[0])}")
 
 
-def train_trial(
-    trial: Trial, number: int, share: float, recipe: Path, arguments: argparse.Namespace, extra: list[str]
-) -> float:
-    """Train one trial for a share of its epochs, unless that is done; returns its validation accuracy."""
+def described(trial: Trial) -> str:
+    return f"trial {trial.number}, validation accuracy {trial.accuracy[-1]:.4f}: {shlex.join(trial.flags)}"
+
+
+def train_trial(trial: Trial, number: int, share: float, given: list[str], arguments: argparse.Namespace) -> float:
+    """Train one trial for a share of its epochs, unless that is done; returns its validation accuracy.
+
+    given: flags that all trials have in common.
+    """
     run = arguments.out / f"trial{trial.number:02}-round{number + 1}"
-    flags = ["--recipe", str(recipe), "--tracker", "none", *extra, *trial.flags.split()]
-    flags += ["--name", run.name, "--runs-dir", str(run.parent)]
+    flags = [*given, *trial.flags, "--name", run.name, "--runs-dir", str(run.parent)]
     flags, config = complete(flags, share, arguments.subset)
-    require_validation(config)
     if not is_finished(run, config) and train(flags, arguments.processes):
         return -1.0
     return float(json.loads((run / "summary.json").read_text(encoding="utf-8"))["val_accuracy"])
 
 
-def read_sweep(path: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
-    """The recipe that a sweep's command names, and its parameters.
+def read_sweep(path: Path) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The flags that a sweep's command gives to train.py in every trial, and its parameters.
 
     Raises:
         InputError: what is missing or cannot be drawn from.
@@ -97,17 +108,18 @@ def read_sweep(path: Path) -> tuple[Path, dict[str, dict[str, Any]]]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         command, space = content["command"], dict(content["parameters"])
-        recipe = Path(command[command.index("--recipe") + 1])
+        given = map(str, command[command.index("train.py") + 1 :])
+        fixed = [part for part in given if not part.startswith("${")]  # there W&B's agent puts what it has drawn
     except OSError as error:
         raise InputError(
             f"{path}: {error.strerror}; expected a sweep's file such as recipes/sweep.yaml"
         ) from error
     except (yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"{path}: expected a sweep with parameters, and a command with --recipe, as in recipes/sweep.yaml"
+            f"{path}: expected a sweep with parameters, and a command with train.py, as in recipes/sweep.yaml"
         ) from error
     draw(space, seed=0, number=0)
-    return recipe, space
+    return fixed, space
 
 
 def draw(space: dict[str, dict[str, Any]], seed: int, number: int) -> dict[str, Any]:

@@ -31,13 +31,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a study found: in each pair the first experiment has the higher `quantity`, or more than a number.
+    """What a study found: in each pair the first side, an experiment or a number, has the higher `quantity`.
 
     quantity: a key of QUANTITIES in training/report.py.
     """
 
     text: str
-    pairs: tuple[tuple[str, str | float], ...]
+    pairs: tuple[tuple[str | float, str | float], ...]
     quantity: str = "validation accuracy"
 
 
@@ -97,7 +97,7 @@ CIFAR10_STUDY = Study(
             (("exp2", "exp2-kaiming"), ("exp1-pytorch", "exp1")),
         ),
         Finding("The 3x3 stem beats the 7x7 stem.", (("exp3", "exp1"), ("exp3", "exp2"))),
-        Finding("It is the first to pass 0.9.", (("exp3", 0.9),)),
+        Finding("It is the first to pass 0.9.", (("exp3", 0.9), (0.9, "exp1"), (0.9, "exp2"))),
         Finding("Without decay 0.01 is the best learning rate.", (("exp3", "exp4"), ("exp3", "exp5"))),
         Finding(
             "Decay helps at each learning rate. (Its own figures say otherwise at 0.001.)",
@@ -129,7 +129,7 @@ CIFAR10_STUDY = Study(
         "Momentum, weight decay and batch size are not stated: 0.9, 5e-4 and 128 here. Pixels are normalised by "
         "their deviation, where the study divides by the mean of the images' deviations.",
         "exp1 and exp2-kaiming agree to the bit: the two networks differ in nothing but their initial weights.",
-        "Micro F1 equals accuracy, as the study notes: each image has one label and one prediction.",
+        "Micro F1 equals accuracy on the same images, as the study notes: each has one label and one prediction.",
     ),
 )
 
