@@ -25,8 +25,9 @@ def main() -> None:
 
 
 def submit(arguments: argparse.Namespace) -> None:
-    if arguments.out.is_dir():
-        raise InputError(f"--out {arguments.out}: is a folder; expected a file to write")
+    if arguments.out.exists() and not arguments.out.is_file():
+        kind = "a folder" if arguments.out.is_dir() else "no regular file"
+        raise InputError(f"--out {arguments.out}: is {kind}; expected a file to write")
     images = numbered_images(arguments.images)
     check_against_sample(arguments.images, list(images))
     labels = predict(arguments.run, list(images.values()), arguments.tta)

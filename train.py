@@ -4,9 +4,9 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from training.cli import METRICS, one_line_errors
+from training.cli import METRICS, one_line_errors, tell
 from training.config import HELD_OUT, Config, parse_config
-from training.stopping import Stopped, StopRequest
+from training.stopping import STOPPED, Stopped, StopRequest
 
 if TYPE_CHECKING:
     from training.engine import Trainer
@@ -20,7 +20,7 @@ def main() -> None:
     try:
         train(config, stop_request)
     except SystemExit as ended:
-        if not stop_request.signal_number:
+        if ended.code not in STOPPED:
             raise
         sys.stdout.flush()
         sys.stderr.flush()
@@ -38,8 +38,8 @@ def train(config: Config, stop_request: StopRequest) -> None:
     with one_line_errors(quiet_ranks=True), lost_peers_told(), out_of_memory_told(training_advice(config)):
         accelerator = make_accelerator(config)
         prepared, loader, note = open_data(config, accelerator)
-        if note:
-            accelerator.print(note)
+        if note and accelerator.is_main_process:
+            tell(note)
         model = initial_model(config, len(prepared.classes))
         trainer = Trainer(config, accelerator, model, prepared, loader, stop_request)
     recorder = Recorder(config, prepared, accelerator) if accelerator.is_main_process else NullRecorder()

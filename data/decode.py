@@ -21,6 +21,7 @@ from data.spec import IMAGE_SIZE
 _MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
 # By content, not by name: for EPS, say, Pillow would start another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
+_NOT_THE_FILES_FAULT = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, getattr(errno, "ESTALE", errno.EIO)}
 
 
 def allowed_cores() -> int:
@@ -35,14 +36,19 @@ def decode(path: Path) -> npt.NDArray[np.uint8]:
 
     Greyscale, palette and RGBA are converted (alpha is dropped); 16-bit, CMYK, animated images and those of
     another size are refused with InputError.
+
+    Raises:
+        OSError, MemoryError: the disk or the machine is to blame, and not the file.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, of sizes that are refused and alpha that is dropped here
             return _pixels(path)
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # on a damaged file Pillow raises nearly anything
+        if isinstance(error, OSError) and error.errno in _NOT_THE_FILES_FAULT:
+            raise
         reason = " ".join(str(error).split())
         raise InputError(f"{path}: not a readable image ({reason}); replace or remove it") from error
 
@@ -86,7 +92,7 @@ def decode_stream(paths: Sequence[Path], size: int) -> Iterator[npt.NDArray[np.u
             decoded = worker.recv()
             if number + count < len(chunks):
                 worker.send(chunks[number + count])
-            if isinstance(decoded, InputError):
+            if isinstance(decoded, Exception):
                 raise decoded
             yield decoded
 
@@ -116,11 +122,14 @@ def _serve(connection: Any, parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches this process too; the parent will end it
     with suppress(EOFError):  # the parent is gone
         while True:
-            chunk = connection.recv()
-            try:
-                connection.send(decode_many(chunk))
-            except InputError as error:
-                connection.send(error)
+            connection.send(_decoded_or_why_not(connection.recv()))
+
+
+def _decoded_or_why_not(paths: Sequence[Path]) -> npt.NDArray[np.uint8] | Exception:
+    try:
+        return decode_many(paths)
+    except (InputError, OSError, MemoryError) as error:
+        return error
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Files that are complete or absent."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -9,18 +10,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 
 @contextmanager
 def written_atomically(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it is flushed to disk and renamed to `path`.
 
-    When the body raises, `path` keeps its former content and no temporary file stays behind.
+    When the body raises, `path` keeps its former content and no temporary file stays behind. Of several processes
+    that write one path together the last one's content stays. A link is followed.
 
     Raises:
         OSError: with `path` as its file name, where the error itself names the temporary file or none.
     """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
+    _remove_remnants(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         _sync_file(temporary)
@@ -35,6 +41,14 @@ def written_atomically(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # on a read-only disk: what failed there before is what is told
             temporary.unlink(missing_ok=True)
+
+
+def _remove_remnants(path: Path) -> None:
+    """Remove what processes that were killed have left of `path`."""
+    for remnant in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        pid = remnant.name.removesuffix(".tmp").rpartition(".")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            remnant.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

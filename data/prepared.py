@@ -71,7 +71,7 @@ def prepare(source: Source, cache_dir: Path) -> Prepared:
         InputError: an image or label that the user has to mend; nothing is left behind.
     """
     signature = source.signature()
-    folder = cache_dir / hashlib.sha256(source.key.encode()).hexdigest()[:16]
+    folder = cache_dir / hashlib.sha256(os.fsencode(source.key)).hexdigest()[:16]
     with cache_lock(folder):
         if (meta := _whole(folder, signature)) is None:
             _build(source, source.signature(), folder)

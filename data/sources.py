@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from PIL import Image
 
 from data.errors import InputError
 from data.labels import label_table
@@ -158,7 +159,7 @@ class KaggleFolder:
     def load(self) -> Contents:
         tables = {name: label_table(path) for name, path in self.splits}
         found = sorted(set(tables["train"]["label"]), key=natural_order)
-        classes = self.spec.classes if self.spec else tuple(found)
+        classes = self.spec.classes if self.spec else _two_or_more(self.folder, found)
         splits = {name: self._split(name, path, tables[name], classes) for name, path in self.splits}
         train, test = splits["train"], splits.get("test", Split())
         _check_classes_of_test(train, test, classes, self.folder / "testLabels.csv")
@@ -181,6 +182,16 @@ class KaggleFolder:
             raise InputError(f"{path}, row {row}: unknown class {label!r}; {_known(classes)}")
         by_id = pd.Series(codes, index=table.index)
         return Split(list(images.values()), by_id.loc[list(images)].to_numpy())
+
+
+def _two_or_more(folder: Path, classes: list[str]) -> tuple[str, ...]:
+    """InputError for a single class: there is nothing to tell apart."""
+    if len(classes) < 2:
+        raise InputError(
+            f"{folder}: all images are of one class, {classes[0]!r}; expected two or more: --data-dir is the "
+            "folder above the classes, or above train/"
+        )
+    return tuple(classes)
 
 
 def _known(classes: tuple[str, ...]) -> str:
@@ -221,8 +232,8 @@ class ClassFolders:
         return _digest(parts)
 
     def load(self) -> Contents:
-        found = tuple(sub.name for sub in _class_folders(self.train))
-        classes = self.spec.classes if self.spec else found
+        found = [sub.name for sub in _class_folders(self.train)]
+        classes = self.spec.classes if self.spec else _two_or_more(self.train, found)
         train = self._split(self.train, classes)
         test = self._split(self.test, classes) if self.test and self.test.is_dir() else Split()
         absent = sorted(set(range(len(classes))) - set(train.labels.tolist()))
@@ -234,7 +245,7 @@ class ClassFolders:
 
     def _split(self, root: Path, classes: tuple[str, ...]) -> Split:
         split, labels = Split(), []
-        for sub in _class_folders(root):
+        for sub in _class_folders(root, checked=True):
             if sub.name not in classes:
                 raise InputError(f"{sub}: unknown class {sub.name!r}; {_known(classes)}")
             paths = sorted((Path(e.path) for e in _image_entries(sub)), key=lambda p: natural_order(p.name))
@@ -244,8 +255,11 @@ class ClassFolders:
         return split
 
 
-def _class_folders(root: Path) -> list[Path]:
-    """The folders in `root` that hold images, in natural order."""
+def _class_folders(root: Path, checked: bool = False) -> list[Path]:
+    """The folders in `root` that hold images, in natural order.
+
+    checked: InputError for a folder or an image that would else be left out in silence.
+    """
     with _readable(root):
         if not root.is_dir():
             return []
@@ -254,7 +268,24 @@ def _class_folders(root: Path) -> list[Path]:
             if entry.is_symlink():
                 entry.stat()  # a link to nothing would else be a class that is silently left out
         folders = [entry for entry in entries if entry.is_dir()]
+    for folder in folders if checked else ():
+        _check_class_folder(folder)
     return sorted((sub for sub in folders if _image_entries(sub)), key=lambda sub: natural_order(sub.name))
+
+
+def _check_class_folder(folder: Path) -> None:
+    """InputError for what cannot be a class, or has images of a kind that is not read."""
+    try:
+        folder.name.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{folder}: the class' name is not in UTF-8; give it another") from error
+    if not _image_entries(folder):
+        kinds = ", ".join(IMAGE_SUFFIXES)
+        raise InputError(f"{folder}: no images ({kinds}) of this class; add some, or remove the folder")
+    others = {suffix for suffix in Image.registered_extensions() if suffix not in IMAGE_SUFFIXES}
+    for name in os.listdir(folder):
+        if Path(name).suffix.lower() in others:
+            raise InputError(f"{folder / name}: images of this kind are not read; save it as PNG, or remove it")
 
 
 class TorchvisionArchive:

@@ -74,7 +74,7 @@ def test_a_failed_write_leaves_the_older_checkpoint_and_no_remnant(tmp_path, mon
     write_bytes = Path.write_bytes
 
     def fill_the_disk(path, content):
-        if path.name != ".step-00000002.pt.tmp":
+        if not path.name.startswith(".step-00000002.pt."):
             return write_bytes(path, content)
         write_bytes(path, b"half")
         raise OSError(errno.ENOSPC, "no space left on device")

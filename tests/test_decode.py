@@ -1,5 +1,6 @@
 """Image files to pixels: what is accepted, what is refused and in which words, and the stream of many."""
 
+import errno
 import multiprocessing
 import os
 import re
@@ -143,6 +144,25 @@ def test_a_truncated_image_is_refused_wherever_it_ends(tmp_path: Path, suffix: s
     for length in [*range(0, 60), *range(60, len(whole) - 32, 61), len(whole) - 32]:
         path.write_bytes(whole[:length])
         refused(path, "not a readable image")
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.EMFILE, "Too many open files"), OSError(errno.EIO, "")]
+)
+def test_what_is_not_the_files_fault_is_not_told_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Nobody should be told to remove a good image."""
+    path = save_image(tmp_path / "1.png", IMAGE)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(type(error)) as caught:
+        decode(path)
+    assert caught.value is error
+    assert decoding._decoded_or_why_not([path]) is error
 
 
 # Many -------------------------------------------------------------------------------------------------------

@@ -609,7 +609,7 @@ def test_metrics_go_on_where_the_tracker_cannot_write(
         disk.fill()
     else:
         disk.make_read_only()
-    tracking = Tracking(Config(), tmp_path / "run", lambda line: None)
+    tracking = Tracking(Config(), tmp_path / "run")
     for step in (1, 2):
         tracking.log({"kind": "step", "step": step})
     tracking.finish()

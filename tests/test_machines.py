@@ -133,7 +133,11 @@ def test_machines_that_lose_one_end_and_go_on_later_to_the_bits_of_one_machine(
     machines.cut_off(lost, False)
     assert not (tmp_path / "run/summary.json").exists()
 
-    for job in machines.start(*arguments):
-        _, told = job.communicate(timeout=600)
+    jobs = machines.start(*arguments)
+    said = []
+    for job in jobs:
+        out, told = job.communicate(timeout=600)
         assert job.returncode == 0, told
+        said.append(out)
+    assert "resuming after step" in said[0]
     assert_same_run(tmp_path / "run", whole)

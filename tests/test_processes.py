@@ -1,6 +1,7 @@
 """Several processes: started as on a multi-GPU machine, with accelerate_config.yaml, here over gloo."""
 
 import json
+import re
 import subprocess
 
 import psutil
@@ -63,14 +64,18 @@ def test_a_lost_process_makes_the_job_restart_by_itself_to_the_same_bits(request
     arguments = ["train.py", *TINY, *where, "--log-every", 1, "--checkpoint-every-steps", 4]
     job = command(*arguments, processes=processes, launch=["--max_restarts", 3])
     checkpoints = tmp_path / "killed/checkpoints"
-    process = subprocess.Popen(job, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    for step, rank in {2: [(4, 1), (16, 0)], 3: [(4, 2)]}[processes]:
+    process = subprocess.Popen(job, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    losses = {2: [(4, 1), (16, 0)], 3: [(4, 2)]}[processes]
+    for step, rank in losses:
         wait_until((checkpoints / f"step-{step:08d}.pt").exists, process)
         ranks = {child.environ()["RANK"]: child for child in psutil.Process(process.pid).children()}
         ranks[str(rank)].kill()
-    _, told = process.communicate(timeout=600)
+    said, told = process.communicate(timeout=600)
     assert process.returncode == 0, told
     assert told.count("lost contact with another process") >= 1
+    resumed = [int(step) for step in re.findall(r"resuming after step (\d+) of 22", said)]
+    assert len(resumed) == len(losses)
+    assert all(step >= kept for step, (kept, _) in zip(resumed, losses, strict=True))
     assert_same_run(tmp_path / "killed", whole)
 
 

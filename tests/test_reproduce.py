@@ -132,17 +132,18 @@ def test_runs_with_other_settings_that_are_not_chosen_are_in_nobodys_way(done, m
     (folder / "report.md").write_text(before)
 
 
-def test_a_damaged_run_is_told_and_the_others_stay(done, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["best.safetensors", "metrics.jsonl", "evaluation.json"])
+def test_a_damaged_run_is_told_and_the_others_stay(done, monkeypatch, tmp_path, capsys, name):
     folder, flags = shutil.copytree(done[0], tmp_path / "out"), done[1]
     flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
-    with open(folder / "cifar10-study/exp1-seed42-scaled/best.safetensors", "r+b") as weights:
-        weights.truncate(1000)
+    path = folder / "cifar10-study/exp1-seed42-scaled" / name
+    path.write_bytes(path.read_bytes()[:-100])
     monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained again"))
     assert run_here(monkeypatch, *flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "best.safetensors" in line
+    assert name in line
     report = (folder / "report.md").read_text()
-    assert re.search(r"\| exp1 \|.*\| failed: .*best.safetensors", report)
+    assert re.search(rf"\| exp1 \|.*\| failed: .*{name}", report)
     assert re.search(r"\| exp9 \|.*\| 1 \| \d+ \| 42 \|", report)
 
 

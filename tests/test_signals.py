@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -55,6 +56,26 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_records_of_wandb(start,
     recorded = [row["step"] for row in logged(wandb_records(tmp_path / "run"))]
     assert recorded[-1] in (step, step - 1)  # the row of the last step, unless the signal came before it
     assert not (tmp_path / "run/.pid").exists()
+
+
+def test_a_signal_while_wandb_waits_for_its_server_ends_the_run(images, tmp_path):
+    """The server takes the call and never answers."""
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        silent = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}", "WANDB_API_KEY": "0" * 40}
+        job = command("train.py", *TINY, *where, "--tracker", "wandb")
+        with subprocess.Popen(
+            job, cwd=ROOT, env=os.environ | silent, stderr=subprocess.PIPE, text=True
+        ) as process:
+            connection, _ = server.accept()
+            started = family(process)
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=SECONDS)
+            connection.close()
+    assert process.returncode == 143, err
+    assert "Traceback" not in err
+    assert not psutil.wait_procs(started, timeout=SECONDS)[1]
 
 
 TWICE = """

@@ -1,6 +1,8 @@
 """Where images come from: each layout as it is found on disk, and each mistake in one line."""
 
+import os
 import shutil
+import sys
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
@@ -301,11 +303,41 @@ def test_class_folders_take_cifars_class_order(tmp_path: Path) -> None:
 def test_other_files_and_folders_beside_the_classes_do_not_count(tmp_path: Path) -> None:
     write_class_folder(tmp_path, ["a", "b"], 1)
     (tmp_path / "a" / "notes.txt").touch()
-    (tmp_path / "empty").mkdir()
     save_image(tmp_path / ".hidden" / "1.png", PIXELS)
     save_image(tmp_path / "a" / "2.JPG", PIXELS)
     contents = class_folders(tmp_path).load()
     assert names(contents.train, tmp_path) == ["a/1.png", "a/2.JPG", "b/1.png"]
+
+
+def test_a_class_without_images_that_can_be_read_is_refused(tmp_path: Path) -> None:
+    write_class_folder(tmp_path / "train", ["a", "b"], 1)
+    write_class_folder(tmp_path / "test", ["a", "b"], 1)
+    for empty in (tmp_path / "train" / "c", tmp_path / "test" / "a"):
+        empty.mkdir(exist_ok=True)
+        for image in empty.iterdir():
+            image.rename(image.with_suffix(".gif"))
+        refused(class_folders(tmp_path).load, empty, "no images (.png, .jpg, .jpeg, .bmp, .webp) of this class")
+        empty.rename(tmp_path / "elsewhere")
+        shutil.rmtree(tmp_path / "elsewhere")
+
+
+def test_an_image_of_a_kind_that_is_not_read_is_refused(tmp_path: Path) -> None:
+    write_class_folder(tmp_path, ["a", "b"], 2)
+    (tmp_path / "b" / "2.png").rename(tmp_path / "b" / "2.TIF")
+    refused(class_folders(tmp_path).load, tmp_path / "b" / "2.TIF", "images of this kind are not read")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    write_class_folder(tmp_path, ["a", os.fsdecode(b"b\xe4")], 1)
+    refused(class_folders(tmp_path).load, tmp_path / os.fsdecode(b"b\xe4"), "not in UTF-8")
+
+
+def test_a_single_class_is_refused(tmp_path: Path) -> None:
+    write_class_folder(tmp_path, ["a"], 3)
+    refused(class_folders(tmp_path).load, tmp_path, "all images are of one class, 'a'")
+    write_kaggle(tmp_path / "kaggle", ["a"] * 3)
+    refused(find_source("folder", tmp_path / "kaggle").load, tmp_path / "kaggle", "one class, 'a'")
 
 
 def test_a_class_folder_that_the_data_set_does_not_have_is_refused(tmp_path: Path) -> None:

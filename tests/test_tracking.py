@@ -48,12 +48,11 @@ def logged(records) -> list[dict]:
     return found
 
 
-def test_wandb_records_offline_without_a_key_and_says_how_to_upload(tmp_path):
-    said = []
-    tracking = Tracking(Config(name="mine"), tmp_path, said.append)
+def test_wandb_records_offline_without_a_key_and_says_how_to_upload(tmp_path, capsys):
+    tracking = Tracking(Config(name="mine"), tmp_path)
     tracking.log(ROW)
     tracking.finish()
-    assert said == [f"W&B records offline; to upload: wandb sync {tmp_path}/wandb/offline-*"]
+    assert capsys.readouterr().out == f"W&B records offline; to upload: wandb sync {tmp_path}/wandb/offline-*\n"
     records = list(wandb_records(tmp_path))
     (row,) = logged(records)
     assert (row["epoch"], row["step"], row["lr"], row["val/accuracy"]) == (1, 24, 0.1, 0.75)
@@ -63,7 +62,7 @@ def test_wandb_records_offline_without_a_key_and_says_how_to_upload(tmp_path):
 
 def test_a_resumed_run_continues_the_same_wandb_run(tmp_path):
     for _ in range(2):
-        tracking = Tracking(Config(), tmp_path, lambda line: None)
+        tracking = Tracking(Config(), tmp_path)
         tracking.log(ROW)
         tracking.finish()
     ids = {record.run.run_id for record in wandb_records(tmp_path) if record.WhichOneof("record_type") == "run"}
@@ -71,7 +70,7 @@ def test_a_resumed_run_continues_the_same_wandb_run(tmp_path):
 
 
 def test_tensorboard_has_every_number(tmp_path):
-    tracking = Tracking(Config(tracker="tensorboard"), tmp_path, print)
+    tracking = Tracking(Config(tracker="tensorboard"), tmp_path)
     tracking.log(ROW)
     tracking.log({"kind": "step", "epoch": 1, "step": 20, "train_loss": 2.5})
     tracking.finish()
@@ -85,7 +84,7 @@ def test_tensorboard_has_every_number(tmp_path):
 
 
 def test_tensorboard_has_the_graph_of_the_network(tmp_path):
-    tracking = Tracking(Config(tracker="tensorboard"), tmp_path, print)
+    tracking = Tracking(Config(tracker="tensorboard"), tmp_path)
     network = build_model("resnet18", 10)
     tracking.log_graph(network)
     tracking.finish()
@@ -114,7 +113,7 @@ def test_a_loss_that_is_not_finite_is_not_shown_to_the_tracker():
 
 
 def test_a_failing_tracker_is_a_warning_and_metrics_go_on(tmp_path, capsys):
-    tracking = Tracking(Config(tracker="tensorboard"), tmp_path, print)
+    tracking = Tracking(Config(tracker="tensorboard"), tmp_path)
 
     def fail(*_, **__):
         raise OSError("the server is gone")
@@ -203,7 +202,7 @@ from accelerate import PartialState
 from training.config import Config
 from training.tracking import Tracking
 PartialState(cpu=True)
-tracking = Tracking(Config(), Path(sys.argv[1]), print)
+tracking = Tracking(Config(), Path(sys.argv[1]))
 tracking.log({"kind": "epoch", "step": 24})
 found = [child for child in psutil.Process().children(recursive=True) if "wandb-core" in child.name()]
 assert found
@@ -251,3 +250,34 @@ def test_a_wandb_process_that_hangs_does_not_hold_up_the_end(tmp_path, images, e
     assert done.returncode == code, done.stderr
     assert done.stderr.count("warning: the tracker failed") == 1
     assert (tmp_path / "run/summary.json").exists() == (code == 0)
+
+
+LOGGING_TO_HANGING_WANDB = """
+import sys, psutil, training.tracking
+from pathlib import Path
+from accelerate import PartialState
+from training.config import Config
+from training.tracking import Tracking
+training.tracking.ANSWER_S = 1
+PartialState(cpu=True)
+tracking = Tracking(Config(), Path(sys.argv[1]))
+for process in psutil.Process().children(recursive=True):
+    if "wandb-core" in process.name():
+        process.suspend()
+for step in range(3000):  # more than a socket's buffer holds
+    tracking.log({"kind": "epoch", "step": step})
+    if tracking.tracker is None:
+        break
+print(step)
+tracking.finish()
+"""
+
+
+def test_a_wandb_process_that_hangs_does_not_hold_up_training(tmp_path):
+    job = [sys.executable, "-c", LOGGING_TO_HANGING_WANDB, tmp_path]
+    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    last = int(done.stdout.split()[-1])
+    assert last < 2999
+    assert steps(tmp_path / "metrics.jsonl") == list(range(last + 1))
+    assert done.stderr.count("warning: the tracker failed") == 1

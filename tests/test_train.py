@@ -1,8 +1,12 @@
 """Whole runs of train.py: what they leave on disk, and that they can be stopped and repeated."""
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,14 +17,14 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, TINY, command, run_script, wait_until
 from train import train
-from training.checkpoint import load_newest_checkpoint, load_weights
+from training.checkpoint import load_newest_checkpoint, load_weights, save_weights
 from training.config import Config
 from training.stopping import StopRequest
 
 SUMMARY_KEYS = {
     *("recipe", "epochs", "steps", "train_images", "val_images", "best_epoch", "val_accuracy", "val_macro_f1"),
     *("seconds", "train_seconds", "images_per_second", "world_size", "precision", "loader", "seed"),
-    *("weights_sha256", "versions", "device"),
+    *("weights_sha256", "metrics_sha256", "versions", "device"),
 }
 
 
@@ -40,7 +44,7 @@ def summary(run: Path) -> dict:
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Weights, metrics and summary are the same, bit for bit; times and the loader apart."""
-    free = ("seconds", "train_seconds", "images_per_second", "loader")
+    free = ("seconds", "train_seconds", "images_per_second", "metrics_sha256", "loader")
     first, second = ({k: v for k, v in summary(run).items() if k not in free} for run in (one, other))
     assert first == second
     for kind in ("step", "epoch"):
@@ -105,6 +109,74 @@ def test_a_killed_run_resumes_in_mid_epoch_to_the_same_bits(tiny_run, images, tm
     assert done.returncode == 0, done.stderr
     assert f"resuming after step {left_at} of 22" in done.stdout
     assert_same_run(run, tiny_run)
+
+
+def again(tiny_run: Path, images: Path, tmp_path: Path, after_epoch: int, spoil: Callable[[Path], object]):
+    """A copy of a run, as it was after an epoch but for best.safetensors, is spoilt and started again."""
+    run = shutil.copytree(tiny_run, tmp_path / "again")
+    if after_epoch == 1:
+        for path in (run / "summary.json", *(run / "checkpoints").glob("step-00000022*")):
+            path.unlink()
+    spoil(run / "best.safetensors")
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "again"]
+    return run, run_script("train.py", *TINY, *where, "--log-every", 1)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def test_damaged_weights_of_the_best_epoch_are_told_and_replaced_by_the_best_that_is_left(
+    tiny_run, images, tmp_path
+):
+    run, done = again(tiny_run, images, tmp_path, 1, flip_a_bit)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"warning: .*best\.safetensors: .*; the best of the epochs that are left takes its place", line
+    )
+    assert summary(run)["best_epoch"] == 2
+    assert load_weights(run / "best.safetensors")[1]["epoch"] == 2
+    assert summary(run)["weights_sha256"] == summary(tiny_run)["weights_sha256"]
+
+
+def test_a_finished_run_whose_best_weights_are_missing_is_refused(tiny_run, images, tmp_path):
+    _, done = again(tiny_run, images, tmp_path, 2, Path.unlink)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(
+        r"error: .*best\.safetensors: .*; the run is finished: train again under another --name", line
+    )
+
+
+def test_best_weights_of_an_epoch_that_is_repeated_do_not_outlive_their_place_in_the_summary(
+    tiny_run, images, tmp_path
+):
+    """The process was killed between the weights and the checkpoint; the epoch's repetition may come out worse."""
+    about = load_weights(tiny_run / "best.safetensors")[1] | {"epoch": 2}
+
+    def of_epoch_2(path: Path) -> None:
+        save_weights(path, load_weights(path)[0], about)
+
+    run, done = again(tiny_run, images, tmp_path, 1, of_epoch_2)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert summary(run)["best_epoch"] == load_weights(run / "best.safetensors")[1]["epoch"] == 2
+
+
+def test_training_goes_on_when_nobody_reads_what_it_says(images, tmp_path):
+    """As after `| head -1`."""
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    job = command("train.py", *TINY, *where, "--epochs", 1)
+    read_end, stdout = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(job, cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(stdout)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("warning: stdout: ")
+    assert (tmp_path / "run/summary.json").exists()
 
 
 def test_a_finished_run_started_again_stays_as_it_is(train_tiny):

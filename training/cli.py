@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
+from tqdm import tqdm
+
 from data.errors import InputError
 
 TTA = ("none", "flip", "six")
@@ -27,6 +29,19 @@ METRICS = {
 def shown(metric: float | None) -> str:
     """None is a loss that is not finite, of a network whose weights are."""
     return "not finite" if metric is None else f"{metric:.4f}"
+
+
+def tell(line: str) -> None:
+    """Print a line, above a progress bar if there is one.
+
+    A reader that has gone (`| head`) or a full disk under a log is no reason to stop: the rest goes nowhere then.
+    """
+    try:
+        tqdm.write(line)
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"warning: stdout: {error.strerror}; going on without", file=sys.stderr)
 
 
 class RunError(RuntimeError):

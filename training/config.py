@@ -113,7 +113,7 @@ class Config:
     milestones: list[float] = field(default_factory=lambda: [30, 60, 90])
     """Epochs, or parts of them, after which multistep multiplies the learning rate by gamma, ascending."""
     gamma: float = 0.1
-    """Factor of multistep, above 0."""
+    """Factor of multistep, above 0 to 1."""
     decay: float = 0.0
     """Decay of inverse-time, per optimizer step, at least 0."""
     warmup: float = 0.0
@@ -166,8 +166,10 @@ class Config:
             raise InputError("--sam-adaptive true: expected --sam above 0 with it")
         if self.zero_init and self.weights:
             raise InputError("--zero-init true: --weights would take its place; leave one of the two away")
-        if not set(self.name) <= _NAME_CHARACTERS or self.name.startswith("."):
-            raise InputError(f"--name {self.name}: expected letters, digits, dots, dashes and underscores")
+        if not set(self.name) <= _NAME_CHARACTERS or self.name.startswith(".") or len(self.name) > 200:
+            raise InputError(
+                f"--name {self.name}: expected letters, digits, dots, dashes and underscores, at most 200"
+            )
 
     @property
     def run_folder(self) -> Path:
@@ -195,7 +197,7 @@ def _is_of_type(value: object, kind: Any) -> bool:
     return isinstance(value, kind if isinstance(kind, type) else str)
 
 
-_SMALLEST = sys.float_info.min
+_SMALLEST, _LARGEST = sys.float_info.min, 3.4e38
 _RANGES: dict[str, tuple[float, float, str]] = {
     "workers": (0, math.inf, "at least 0"),
     "subset": (_SMALLEST, math.nextafter(1, 2), "a fraction above 0, at most 1"),
@@ -208,14 +210,14 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "epochs": (1, math.inf, "at least 1"),
     "batch_size": (1, math.inf, "at least 1"),
     "accumulation": (1, math.inf, "at least 1"),
-    "lr": (_SMALLEST, math.inf, "a number above 0"),
+    "lr": (_SMALLEST, _LARGEST, "a number above 0 that float32 holds"),
     "momentum": (0, 1, "0 to below 1"),
-    "weight_decay": (0, math.inf, "at least 0"),
+    "weight_decay": (0, _LARGEST, "at least 0, a number that float32 holds"),
     "label_smoothing": (0, 1, "0 to below 1"),
     "norm_bias_lr": (_SMALLEST, math.inf, "a number above 0"),
     "ema": (0, 1, "0 to below 1"),
     "sam": (0, math.inf, "at least 0"),
-    "gamma": (_SMALLEST, math.inf, "a number above 0"),
+    "gamma": (_SMALLEST, math.nextafter(1, 2), "a fraction above 0, at most 1"),
     "decay": (0, math.inf, "at least 0"),
     "warmup": (0, math.inf, "at least 0 epochs"),
     "seed": (0, 2**63, "0 to 2**63 - 1"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from data.errors import InputError
 from training.config import HELD_OUT, Config, flag, parse_config
+from training.stopping import STOPPED
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -112,7 +113,7 @@ def train(flags: list[str], processes: int) -> str:
         SystemExit: it was stopped.
     """
     code = start(flags, processes)
-    if code in (128 + signal.SIGTERM, 128 + signal.SIGINT):
+    if code in STOPPED:
         raise SystemExit(code)
     name = parse_config(flags).run_folder.name
     return f"failed: the training of {name} ended with exit code {code}" if code else ""

@@ -6,7 +6,6 @@ The first process has a Recorder, the others a NullRecorder: the training loop c
 import os
 import socket
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -19,16 +18,17 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data.errors import InputError
-from data.files import check_digest, write_atomically, write_json, write_with_digest
+from data.files import check_digest, sha256_of, write_atomically, write_json, write_with_digest
 from data.prepared import Prepared
 from training.checkpoint import (
     load_newest_checkpoint,
+    load_weights,
     remove_remnants,
     save_checkpoint,
     save_weights,
     weights_sha256,
 )
-from training.cli import shown
+from training.cli import shown, tell
 from training.config import HELD_OUT, Config
 from training.engine import Trainer, pixel_statistics
 from training.hardware import device_name, versions
@@ -65,7 +65,6 @@ class Recorder(NullRecorder):
     def __init__(self, config: Config, prepared: Prepared, accelerator: Accelerator):
         self.config, self.prepared, self.accelerator = config, prepared, accelerator
         self.folder = config.run_folder
-        self.say: Callable[[str], None] = tqdm.write
         self.lock = FileLock(self.folder / ".lock")  # the system frees it when its holder dies
         self.holder = self.folder / ".pid"
         self.metrics_lines: list[str] = []
@@ -92,7 +91,33 @@ class Recorder(NullRecorder):
                     f"{self.folder}/checkpoints: not checkpoints of this version of train.py; give another --name"
                 )
             self.metrics_lines = state.pop("metrics_lines")
+            self._check_best(state["progress"])
         return state
+
+    def _check_best(self, progress: dict[str, Any]) -> None:
+        """Choose the best epoch anew where best.safetensors is not of the one that the checkpoint names.
+
+        It may be of a later one, by a process that was killed before its checkpoint: that epoch is repeated, and
+        was better than all before.
+
+        Raises:
+            InputError: it is damaged or missing, and no epoch is left.
+        """
+        if not progress["best_epoch"]:
+            return
+        path = self.folder / "best.safetensors"
+        try:
+            epoch = load_weights(path)[1].get("epoch", 0)
+            if epoch == progress["best_epoch"]:
+                return
+            damage = "" if epoch > progress["epoch"] else f"{path}: of epoch {epoch}, not {progress['best_epoch']}"
+        except InputError as error:
+            damage = str(error).partition(";")[0]
+        if progress["epoch"] == self.config.epochs:
+            raise InputError(f"{damage or path}; the run is finished: train again under another --name")
+        if damage:
+            print(f"warning: {damage}; the best of the epochs that are left takes its place", file=sys.stderr)
+        progress.update(best_epoch=0, best_accuracy=-1.0, best_macro_f1=-1.0)
 
     def _take_lock(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -110,17 +135,17 @@ class Recorder(NullRecorder):
     def begin(self, trainer: Trainer) -> None:
         """Record the config, and take up metrics.jsonl where the trainer stands."""
         self._write_config()
-        self.tracking = Tracking(self.config, self.folder, self.say, self.metrics_lines)
+        self.tracking = Tracking(self.config, self.folder, self.metrics_lines)
         self.tracking.log_graph(trainer.network)
         config, accelerator = self.config, self.accelerator
-        self.say(
+        tell(
             f"{self.folder}: {config.model} on {config.dataset}, {len(trainer.stream.ids)} training and "
             f"{len(trainer.val_ids)} {'test' if config.split == 'test' else 'validation'} images; "
             f"{trainer.loader.name} loader; {accelerator.num_processes} x {accelerator.device.type}, "
             f"{accelerator.mixed_precision if accelerator.mixed_precision != 'no' else 'fp32'}"
         )
         if trainer.progress.step:
-            self.say(f"resuming after step {trainer.progress.step} of {config.epochs * trainer.steps_per_epoch}")
+            tell(f"resuming after step {trainer.progress.step} of {config.epochs * trainer.steps_per_epoch}")
 
     def _write_config(self) -> None:
         path = self.folder / "config.yaml"
@@ -157,7 +182,7 @@ class Recorder(NullRecorder):
                 kind = "test" if self.config.split == "test" else "validation"
                 parts.append(f"{kind} loss {shown(row['val_loss'])}, accuracy {100 * row['val_accuracy']:.2f} %")
             parts.append(f"{row['images_per_second']:.0f} images/s, {row['seconds']:.0f} s")
-            self.say("  ".join(parts))
+            tell("  ".join(parts))
 
     def checkpoint(self, trainer: Trainer, state: dict[str, Any]) -> None:
         assert self.tracking is not None
@@ -185,10 +210,11 @@ class Recorder(NullRecorder):
         curves = self.folder / "curves.png"
         draw_curves(self.tracking.file.rows(), self.folder.name, held_out, curves)
         summary = summarize(self.config, self.accelerator, trainer)
+        summary["metrics_sha256"] = sha256_of(self.tracking.file.path)
         write_json(self.folder / "summary.json", summary)
         reached = summary["val_accuracy"]
         score = "" if reached is None else f"accuracy {100 * reached:.2f} % in epoch {summary['best_epoch']}, "
-        self.say(f"{self.folder}: finished; {score}{summary['seconds']:.0f} s")
+        tell(f"{self.folder}: finished; {score}{summary['seconds']:.0f} s")
         if self.tracking.tracker is not None and self.config.split in HELD_OUT:
             self.tracking.guard(lambda: self._track_best(trainer, curves))
 
@@ -207,16 +233,15 @@ class Recorder(NullRecorder):
 
     def stopped(self, trainer: Trainer, stopped: Stopped) -> None:
         assert self.tracking is not None
-        self.say(
-            f"{self.folder}: {stopped} after step {trainer.progress.step}; the same command goes on from there"
-        )
+        tell(f"{self.folder}: {stopped} after step {trainer.progress.step}; the same command goes on from there")
         self.tracking.finish(at_once=True)
 
     def close(self) -> None:
         if self.tracking is not None:
             self.tracking.finish()
         if self.lock.is_locked:
-            self.holder.unlink(missing_ok=True)
+            with suppress(OSError):  # on a disk that has become read-only; the lock is what counts
+                self.holder.unlink(missing_ok=True)
             self.lock.release()
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from scipy.stats import t
 
-from data.files import write_atomically
+from data.errors import InputError
+from data.files import sha256_of, write_atomically
 from training.figures import draw_comparison
 from training.studies import Experiment, Study
 
@@ -39,7 +40,19 @@ def read_epochs(run: Path) -> list[dict[str, Any]]:
 
 
 def read_result(run: Path) -> Result:
-    summary, evaluation = (json.loads((run / f"{name}.json").read_text()) for name in ("summary", "evaluation"))
+    """What a finished and evaluated run has come to.
+
+    Raises:
+        InputError: metrics.jsonl is not the one that the run ended with, or another file is no JSON.
+    """
+    try:
+        summary, evaluation = (
+            json.loads((run / f"{name}.json").read_text()) for name in ("summary", "evaluation")
+        )
+    except ValueError as error:
+        raise InputError(f"{run}: summary.json or evaluation.json is damaged ({error}); remove the run") from error
+    if sha256_of(run / "metrics.jsonl") != summary["metrics_sha256"]:
+        raise InputError(f"{run}/metrics.jsonl: not as the run wrote it; remove the run, or restore the file")
     return Result(summary, evaluation, read_epochs(run))
 
 

@@ -12,6 +12,9 @@ from typing import Any
 
 from data.parent import is_orphan, signal_at_parents_death
 
+STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+"""Exit codes of a process that was asked to stop."""
+
 
 class Stopped(Exception):
     """The run was asked to stop; raised in every process at the same step boundary.

@@ -27,6 +27,7 @@ from torch import nn
 
 from data.files import write_atomically
 from data.spec import IMAGE_SIZE
+from training.cli import tell
 from training.config import Config
 
 STEP_METRICS = {
@@ -34,6 +35,8 @@ STEP_METRICS = {
     "step/*": "step",
 }
 """What W&B draws each logged number against."""
+ANSWER_S = 30
+"""How long a run waits for its tracker, which may hang, until it goes on without."""
 FINISH_S = 60
 """How long W&B may upload after the end of a run. What it has not uploaded by then stays in its folder."""
 
@@ -87,14 +90,12 @@ class Tracking:
 
     Args:
         lines: of metrics.jsonl, from the checkpoint that the run goes on from.
-        say: prints a line.
     """
 
-    def __init__(self, config: Config, folder: Path, say: Callable[[str], None], lines: list[str] | None = None):
+    def __init__(self, config: Config, folder: Path, lines: list[str] | None = None):
         self.file = MetricsFile(folder / "metrics.jsonl", lines or [])
         self.tracker: Any = None
         self.name = folder.name
-        self.say = say
         if config.tracker != "none":
             self.guard(lambda: self._start(config, folder))
 
@@ -151,13 +152,8 @@ class Tracking:
     def finish(self, at_once: bool = False) -> None:
         """End the tracker's run. at_once: the run was asked to stop, and has seconds left."""
         if self.tracker is not None:
-            tracker = self.tracker
-            ending = Thread(target=self.guard, args=(lambda: tracker.finish(),), daemon=True)
-            ending.start()
-            ending.join(4 if at_once else FINISH_S + 5)  # W&B's own limit fails where its process hangs
-            if ending.is_alive():
-                self._end_wandb_processes()
-                ending.join(5)  # it fails now, and says so
+            # W&B's own limit fails where its process hangs
+            self.guard(self.tracker.finish, 4 if at_once else FINISH_S + 5)
             self.tracker = None
 
     def _end_wandb_processes(self) -> None:
@@ -193,7 +189,7 @@ class Tracking:
             write_atomically(id_file, uuid.uuid4().hex[:8].encode())
         mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
         if mode == "offline":
-            self.say(f"W&B records offline; to upload: wandb sync {folder}/wandb/offline-*")
+            tell(f"W&B records offline; to upload: wandb sync {folder}/wandb/offline-*")
         return {
             "id": id_file.read_text(encoding="ascii"),
             "name": folder.name,
@@ -203,12 +199,32 @@ class Tracking:
             "settings": wandb.Settings(silent=True, console="off", init_timeout=15, finish_timeout=FINISH_S),
         }
 
-    def guard(self, action: Callable[[], object]) -> None:
-        """Do what the tracker asks for; where that fails, a warning says so and the tracker is done without."""
+    def guard(self, action: Callable[[], object], seconds: float | None = None) -> None:
+        """Do what the tracker asks for, in so many seconds (None: ANSWER_S).
+
+        Where that fails, a warning says so and the tracker is done without.
+        """
+        seconds = ANSWER_S if seconds is None else seconds
+        failures: list[str] = []
+
+        def act() -> None:
+            try:
+                action()
+            except Exception as error:  # noqa: BLE001 - whatever a tracker raises, training goes on
+                failures.append(" ".join(str(error).split()) or type(error).__name__)
+
+        acting = Thread(target=act, daemon=True)
+        acting.start()
         try:
-            action()
-        except Exception as error:  # noqa: BLE001 - whatever a tracker raises, training goes on
-            reason = " ".join(str(error).split()) or type(error).__name__
+            acting.join(seconds)
+        finally:  # also when this process is to end
+            if acting.is_alive():
+                self._end_wandb_processes()
+        acting.join(5)  # what waited for them fails now
+        if acting.is_alive():
+            failures.append(f"no answer in {seconds:g} s")
+        if failures:
+            reason = failures[0]
             print(f"warning: the tracker failed, going on with metrics.jsonl alone: {reason}", file=sys.stderr)
             self.tracker = None
 

@@ -90,6 +90,7 @@ def test_a_run_killed_many_times_ends_as_one_left_alone(images, tmp_path):
     ended = start(arguments)
     assert ended.returncode == 0, ended.stderr
     assert "damaged" not in ended.stderr
+    assert "resuming after step" in ended.stdout
     assert_same_run(killed / "run", tmp_path / "whole/run")
     assert [path for folder in (killed, cache) for path in folder.rglob("*.tmp")] == []
     assert set(os.listdir("/dev/shm")) <= shared_memory
