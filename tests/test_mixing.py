@@ -10,7 +10,7 @@ from torch import Tensor
 from data.augment import Augmentation, BatchTransform
 from data.keyed import keyed_generator
 from data.loaders import Batch
-from data.mixing import Mixing, Mixture, draw_mixture, mix
+from data.mixing import UNMIXED, Mixing, Mixture, draw_mixture, mix
 from data.resident_loader import ResidentLoader
 from data.sampling import epoch_batches, partner_batches
 from data.stream import Stream, epoch_digest
@@ -64,6 +64,24 @@ def test_cutmixs_box_is_the_papers() -> None:
 def test_with_both_about_half_of_the_steps_are_mixups() -> None:
     mixtures = [draw_mixture(Mixing(0.2, 1.0), SIZE, 0, 0, step) for step in range(1000)]
     assert abs(sum(mixture.box is None for mixture in mixtures) - 500) < 80
+
+
+def test_as_many_steps_are_mixed_as_asked_for_and_those_alike() -> None:
+    always, mostly = Mixing(0.2, 1.0), Mixing(0.2, 1.0, probability=0.7)
+    drawn = [[draw_mixture(mixing, SIZE, 0, 0, step) for step in range(1000)] for mixing in (always, mostly)]
+    mixed = [(one, other) for one, other in zip(*drawn, strict=True) if other != UNMIXED]
+    assert abs(len(mixed) - 700) < 60
+    assert all(one == other for one, other in mixed)
+    assert UNMIXED not in drawn[0]
+
+
+def test_a_step_that_is_not_mixed_leaves_images_and_loss_as_they_are() -> None:
+    batch = Batch(torch.randn(6, 3, 32, 32), torch.arange(6), torch.arange(6))
+    unmixed = mix(batch._replace(images=batch.images.clone()), UNMIXED)
+    assert torch.equal(unmixed.images, batch.images[:3])
+    logits = torch.randn(3, 10)
+    plain = Batch(batch.images[:3], batch.labels[:3], batch.ids[:3])
+    assert training_loss(logits, unmixed, 0.1) == training_loss(logits, plain, 0.1)
 
 
 def test_every_seed_epoch_and_step_draws_anew_and_the_same_again() -> None:

@@ -48,6 +48,17 @@ CIFAR100_TABLE = [
 ]
 
 
+# budget, network, epochs, learning rate, weight decay, schedule, CutMix; then for CIFAR-10 and CIFAR-100: cutout,
+# rho of SAM, and the accuracy to reach
+BUDGETS_TABLE = [
+    ("30", "resnet18", 30, 0.1, 5e-4, "triangle", 0, (12, 8), (0, 0), (0.947, 0.755)),
+    ("100", "resnet18", 100, 0.1, 5e-4, "cosine", 0, (16, 8), (0.1, 0.2), (0.962, 0.795)),
+    ("15", "resnet18", 15, 0.1, 5e-4, "triangle", 0, (0, 0), (0, 0), (0.935, 0.72)),
+    ("200", "resnet18", 200, 0.05, 1e-3, "cosine", 1, (0, 0), (0.1, 0.2), (0.973, 0.825)),
+    ("r34", "resnet34", 200, 0.05, 1e-3, "cosine", 1, (0, 0), (0.1, 0.2), (0.975, 0.835)),
+]
+
+
 def read(study: str, name: str) -> Config:
     return parse_config(["--recipe", str(ROOT / "recipes" / study / f"{name}.yaml")])
 
@@ -96,7 +107,31 @@ def test_recipes_of_the_cifar100_study_are_its_table(row):
     assert ((experiment.low, experiment.high), experiment.on_test) == (figure, on_test)
 
 
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+@pytest.mark.parametrize("row", BUDGETS_TABLE, ids=lambda row: row[0])
+def test_recipes_for_budgets_are_their_table(row, dataset):
+    budget, model, epochs, lr, decay, schedule, cutmix, *of_each = row
+    cutout, rho, goal = (pair[dataset == "cifar100"] for pair in of_each)
+    (experiment,) = (e for e in STUDIES[f"{dataset}-budgets"].experiments if e.name.endswith(f"-{budget}"))
+    config = read(f"{dataset}-budgets", experiment.name)
+    assert (config.dataset, config.split, config.subset) == (dataset, "none", 1)
+    assert (config.model, config.stem, config.optimizer, config.batch_size) == (model, "cifar", "nesterov", 128)
+    assert (config.epochs, config.lr, config.weight_decay, config.schedule) == (epochs, lr, decay, schedule)
+    assert (config.cutmix, config.mix_probability) == (cutmix, 0.5 if cutmix else 1)
+    assert (config.cutout, config.sam, config.trivial_augment) == (cutout, rho, epochs >= 100)
+    assert (experiment.low, experiment.high, experiment.on_test) == (goal, goal, True)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_the_default_recipes_are_resnet_18_in_100_epochs(name):
+    config = parse_config(["--recipe", str(ROOT / "recipes" / f"{name}.yaml")])
+    assert (config.dataset, config.model, config.stem, config.epochs) == (name, "resnet18", "cifar", 100)
+    assert config.split == "stratified"
+
+
 def test_the_tables_have_every_experiment():
+    for name, prefix in (("cifar10-budgets", "c10"), ("cifar100-budgets", "c100")):
+        assert [f"{prefix}-{row[0]}" for row in BUDGETS_TABLE] == [e.name for e in STUDIES[name].experiments]
     assert [row[0] for row in CIFAR10_TABLE] == [e.name for e in STUDIES["cifar10-study"].experiments]
     assert [row[0] for row in CIFAR100_TABLE] == [e.name for e in STUDIES["cifar100-study"].experiments]
 
@@ -165,8 +200,10 @@ def test_every_recipe_builds_trains_two_steps_and_evaluates(path, small, process
     assert trainer.progress.step == 2
     after = list(trainer.network.parameters())
     assert sum(not torch.equal(*pair) for pair in zip(before, after, strict=True)) > len(before) / 2
-    if config.split == "none":
+    if config.split == "none":  # evaluated on its own images here: those of the test set have a test of their own
         assert len(trainer.val_ids) == 0
+        trainer.val_ids = trainer.stream.ids[: len(prepared.classes)]
+        assert trainer.validate()["count"] == len(prepared.classes)
         return
     result = trainer.validate()
     assert result["count"] == len(trainer.val_ids) == len(prepared.classes)

@@ -66,6 +66,8 @@ class Config:
     """Alpha of mixup's Beta distribution: weighted means of two images and their losses, at least 0. 0: none."""
     cutmix: float = 0.0
     """Alpha of CutMix: a box of another image pasted in. 0: none. With mixup, each step draws one of the two."""
+    mix_probability: float = 1.0
+    """Share of the steps in which mixup or CutMix is done, 0 to 1."""
     normalize: bool = True
     """Normalise by the data set's mean and deviation; otherwise pixels are only scaled to 0..1."""
 
@@ -207,6 +209,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "erasing": (0, math.nextafter(1, 2), "0 to 1"),
     "mixup": (0, math.inf, "at least 0"),
     "cutmix": (0, math.inf, "at least 0"),
+    "mix_probability": (0, math.nextafter(1, 2), "0 to 1"),
     "epochs": (1, math.inf, "at least 1"),
     "batch_size": (1, math.inf, "at least 1"),
     "accumulation": (1, math.inf, "at least 1"),

@@ -101,7 +101,7 @@ def make_stream(
     train_ids, val_ids = choose_ids(config, prepared)
     transform = make_transform(config, prepared, accelerator.device, accelerator.mixed_precision)
     share = (config.accumulation, accelerator.process_index, accelerator.num_processes)
-    mixing = Mixing(config.mixup, config.cutmix)
+    mixing = Mixing(config.mixup, config.cutmix, config.mix_probability)
     return Stream(loader, transform, train_ids, config.batch_size, config.seed, *share, mixing), val_ids
 
 
