@@ -75,7 +75,7 @@ def test_a_comparison_shows_the_mean_and_the_range_of_several_runs(drawn, tmp_pa
     figures.draw_comparison(curves, "two", tmp_path / "c.png")
     accuracy, loss = drawn[0].axes
     assert [line.get_ydata().tolist() for line in accuracy.lines] == [pytest.approx([0.2, 0.3]), [0.5, 0.6]]
-    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["one", "other"]
+    assert [text.get_text() for text in drawn[0].legends[0].get_texts()] == ["one", "other"]
     (band,) = accuracy.collections
     assert band.get_paths()[0].get_extents().bounds == pytest.approx((1, 0.1, 1, 0.3))
     assert loss.lines[1].get_ydata().tolist() == pytest.approx([0.5, 0.4])

@@ -48,6 +48,14 @@ def logged(records) -> list[dict]:
     return found
 
 
+def artifacts(records) -> dict[str, set[str]]:
+    """By name the files in them."""
+    found = [record.request.log_artifact.artifact for record in records] + [record.artifact for record in records]
+    return {
+        artifact.name: {entry.path for entry in artifact.manifest.contents} for artifact in found if artifact.name
+    }
+
+
 def test_wandb_records_offline_without_a_key_and_says_how_to_upload(tmp_path, capsys):
     tracking = Tracking(Config(name="mine"), tmp_path)
     tracking.log(ROW)
@@ -108,6 +116,16 @@ def test_every_number_of_a_run_has_a_documented_name(tiny_run):
     assert families - {"epoch", "step"} == set(STEP_METRICS)
 
 
+def test_wandb_is_told_to_draw_epochs_against_the_epoch_and_steps_against_the_step(tmp_path):
+    tracking = Tracking(Config(), tmp_path)
+    tracking.log(ROW)
+    tracking.finish()
+    metrics = [record.metric for record in wandb_records(tmp_path) if record.WhichOneof("record_type") == "metric"]
+    axes = {metric.glob_name or metric.name: metric.step_metric for metric in metrics}
+    assert {axes[name] for name in ("val/*", "train/*", "lr", "images_per_second")} == {"epoch"}
+    assert axes["step/*"] == "step"
+
+
 def test_a_loss_that_is_not_finite_is_not_shown_to_the_tracker():
     assert tracked_names(ROW | {"val_loss": None}) == tracked_names(ROW)
 
@@ -143,11 +161,15 @@ def test_a_finished_run_shows_its_best_weights_to_the_tracker(train_tiny, tracke
     keys = {key for row in logged(records) for key in row}
     for name in ("per_class", *(f"pictures/{name}" for name in names)):
         assert any(key.startswith(f"{name}/") for key in keys), name
-    artifacts = [record.request.log_artifact.artifact for record in records] + [r.artifact for r in records]
-    contents = {
-        artifact.name: {e.path for e in artifact.manifest.contents} for artifact in artifacts if artifact.name
-    }
-    assert contents["best-wandb-weights"] == {"best.safetensors", "config.yaml"}
+    assert artifacts(records)["best-wandb-weights"] == {"best.safetensors", "config.yaml"}
+
+
+def test_a_run_without_validation_images_shows_its_curves_and_weights(train_tiny):
+    run = train_tiny("split-none", "--tracker", "wandb", "--epochs", 1, "--split", "none")
+    records = list(wandb_records(run))
+    keys = {key.split("/")[1] for row in logged(records) for key in row if key.startswith("pictures/")}
+    assert keys == {"curves"}
+    assert artifacts(records)["split-none-weights"] == {"best.safetensors", "config.yaml"}
 
 
 def steps(path) -> list[int]:

@@ -65,7 +65,7 @@ def draw_comparison(curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]], ti
 
     curves: by the experiment's label the rows of metrics.jsonl of each of its runs.
     """
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.6 + 0.2 * len(curves)), layout="constrained")
     panels = figure.subplots(1, 2)
     for axes, quantity in zip(panels, ("accuracy", "loss"), strict=True):
         _prepare(axes)
@@ -80,7 +80,7 @@ def draw_comparison(curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]], ti
                 axes.fill_between(epochs, table.min(0), table.max(0), color=line.get_color(), alpha=0.15)
         axes.set(title=f"validation {quantity}")
     panels[1].set(yscale="log")  # a loss may begin in the thousands
-    panels[0].legend(fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     figure.suptitle(title)
     save(figure, path)
 

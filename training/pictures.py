@@ -54,9 +54,10 @@ def draw_predictions(
         found = (predictions.predicted == label).nonzero()[0]
         wrong = int((predictions.labels[found] != label).sum())
         draw.text((10, top), name, TEXT, font=ImageFont.load_default(20 if few else 15))
-        counts = f"{len(found)} predicted, {wrong} wrong"
+        room = columns * lines
+        shown = found[np.linspace(0, len(found) - 1, min(len(found), room)).round().astype(int)]
+        counts = f"{len(found)} predicted, {wrong} wrong" + (f"; {room} shown" if len(found) > room else "")
         draw.text((10, top + (26 if few else 17)), counts, FAINT, font=ImageFont.load_default(14 if few else 11))
-        shown = found[np.linspace(0, len(found) - 1, min(len(found), columns * lines)).round().astype(int)]
         for position, index in enumerate(shown):
             tile = _tile(images[predictions.ids[index]], zoom, wrong=predictions.labels[index] != label)
             picture.paste(tile, (margin + position % columns * step, top + position // columns * step))

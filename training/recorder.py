@@ -29,7 +29,7 @@ from training.checkpoint import (
     weights_sha256,
 )
 from training.cli import shown, tell
-from training.config import HELD_OUT, Config
+from training.config import Config
 from training.engine import Trainer, pixel_statistics
 from training.hardware import device_name, versions
 from training.stopping import Stopped
@@ -215,21 +215,23 @@ class Recorder(NullRecorder):
         reached = summary["val_accuracy"]
         score = "" if reached is None else f"accuracy {100 * reached:.2f} % in epoch {summary['best_epoch']}, "
         tell(f"{self.folder}: finished; {score}{summary['seconds']:.0f} s")
-        if self.tracking.tracker is not None and self.config.split in HELD_OUT:
-            self.tracking.guard(lambda: self._track_best(trainer, curves))
+        if self.tracking.tracker is not None:
+            self.tracking.guard(lambda: self._track_best(trainer, curves, held_out), None)
 
-    def _track_best(self, trainer: Trainer, curves: Path) -> None:
-        """Show the tracker what the best weights do with the validation images."""
+    def _track_best(self, trainer: Trainer, curves: Path, held_out: str) -> None:
+        """Show the tracker the best weights, and what they do with the images that were not trained on."""
         from training.evaluation import draw_evaluation, evaluate_images
         from training.inference import open_predictor
 
         assert self.tracking is not None
         predictor, _, weights = open_predictor(self.folder)
-        evaluation = evaluate_images(predictor, self.prepared, trainer.val_ids)
-        title = f"{self.folder.name}: validation, accuracy {100 * evaluation.report['accuracy']:.2f} %"
-        pictures = draw_evaluation(evaluation, self.prepared, title, self.folder / "validation")
-        files = [weights, self.folder / "config.yaml"]
-        self.tracking.log_best([curves, *pictures], evaluation.report["per_class"], files)
+        pictures, per_class = [curves], []
+        if len(trainer.val_ids):
+            evaluation = evaluate_images(predictor, self.prepared, trainer.val_ids)
+            title = f"{self.folder.name}: {held_out}, accuracy {100 * evaluation.report['accuracy']:.2f} %"
+            pictures += draw_evaluation(evaluation, self.prepared, title, self.folder / held_out)
+            per_class = evaluation.report["per_class"]
+        self.tracking.log_best(pictures, per_class, [weights, self.folder / "config.yaml"])
 
     def stopped(self, trainer: Trainer, stopped: Stopped) -> None:
         assert self.tracking is not None

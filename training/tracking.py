@@ -36,7 +36,7 @@ STEP_METRICS = {
 }
 """What W&B draws each logged number against."""
 ANSWER_S = 30
-"""How long a run waits for its tracker, which may hang, until it goes on without."""
+"""How long a run waits for its tracker, which may hang, before it goes on without."""
 FINISH_S = 60
 """How long W&B may upload after the end of a run. What it has not uploaded by then stays in its folder."""
 
@@ -97,7 +97,7 @@ class Tracking:
         self.tracker: Any = None
         self.name = folder.name
         if config.tracker != "none":
-            self.guard(lambda: self._start(config, folder))
+            self.guard(lambda: self._start(config, folder), ANSWER_S)
 
     def log(self, row: dict[str, Any], measured: dict[str, float] | None = None) -> None:
         """Add a row to metrics.jsonl, and its numbers to the tracker under the names of docs/tracking.md.
@@ -106,7 +106,7 @@ class Tracking:
         """
         self.file.append(row)
         if self.tracker is not None:
-            self.guard(lambda: self._log(tracked_names(row) | (measured or {}), row))
+            self.guard(lambda: self._log(tracked_names(row) | (measured or {}), row), ANSWER_S)
 
     def _log(self, values: dict[str, float], row: dict[str, Any]) -> None:
         if self.tracker.name == "wandb":  # refuses steps below its last one, as a resumed run has them
@@ -117,7 +117,7 @@ class Tracking:
     def log_graph(self, network: nn.Module) -> None:
         """The network's graph, for TensorBoard; W&B has no such thing."""
         if self.tracker is not None and self.tracker.name == "tensorboard":
-            self.guard(lambda: self._log_graph(deepcopy(network).cpu().eval()))
+            self.guard(lambda: self._log_graph(deepcopy(network).cpu().eval()), None)
 
     def _log_graph(self, network: nn.Module) -> None:
         with warnings.catch_warnings():
@@ -130,10 +130,15 @@ class Tracking:
     ) -> None:
         """What the best weights come to: pictures, a table of the classes, and the weights with the run's config.
 
-        To be called under `guard`, where there is a tracker.
-
+        per_class: empty for a run without validation images.
         files: go into W&B's artifact; TensorBoard has no place for them.
         """
+        if self.tracker is not None:
+            self.guard(lambda: self._log_best(pictures, per_class, files), FINISH_S)
+
+    def _log_best(
+        self, pictures: Sequence[Path], per_class: Sequence[dict[str, Any]], files: Sequence[Path]
+    ) -> None:
         images = {f"pictures/{path.stem}": np.asarray(Image.open(path).convert("RGB")) for path in pictures}
         if self.tracker.name != "wandb":
             stacked = {name: pixels[None] for name, pixels in images.items()}
@@ -142,8 +147,9 @@ class Tracking:
         import wandb
 
         self.tracker.log_images({name: [pixels] for name, pixels in images.items()})
-        rows = [list(row.values()) for row in per_class]
-        self.tracker.log_table("per_class", columns=list(per_class[0]), data=rows)
+        if per_class:
+            rows = [list(row.values()) for row in per_class]
+            self.tracker.log_table("per_class", columns=list(per_class[0]), data=rows)
         artifact = wandb.Artifact(f"{self.name}-weights", type="model")
         for path in files:
             artifact.add_file(str(path))
@@ -199,12 +205,11 @@ class Tracking:
             "settings": wandb.Settings(silent=True, console="off", init_timeout=15, finish_timeout=FINISH_S),
         }
 
-    def guard(self, action: Callable[[], object], seconds: float | None = None) -> None:
-        """Do what the tracker asks for, in so many seconds (None: ANSWER_S).
+    def guard(self, action: Callable[[], object], seconds: float | None) -> None:
+        """Do what the tracker needs; where that fails, a warning says so and the run goes on without the tracker.
 
-        Where that fails, a warning says so and the tracker is done without.
+        seconds: how long a tracker may take, which may hang; None: as long as it takes, for what is ours.
         """
-        seconds = ANSWER_S if seconds is None else seconds
         failures: list[str] = []
 
         def act() -> None:
@@ -213,6 +218,16 @@ class Tracking:
             except Exception as error:  # noqa: BLE001 - whatever a tracker raises, training goes on
                 failures.append(" ".join(str(error).split()) or type(error).__name__)
 
+        if seconds is None:
+            act()
+        elif not self._done_in_time(act, seconds):
+            failures.append(f"no answer in {seconds:g} s")
+        if failures:
+            reason = failures[0]
+            print(f"warning: the tracker failed, going on with metrics.jsonl alone: {reason}", file=sys.stderr)
+            self.tracker = None
+
+    def _done_in_time(self, act: Callable[[], None], seconds: float) -> bool:
         acting = Thread(target=act, daemon=True)
         acting.start()
         try:
@@ -221,12 +236,7 @@ class Tracking:
             if acting.is_alive():
                 self._end_wandb_processes()
         acting.join(5)  # what waited for them fails now
-        if acting.is_alive():
-            failures.append(f"no answer in {seconds:g} s")
-        if failures:
-            reason = failures[0]
-            print(f"warning: the tracker failed, going on with metrics.jsonl alone: {reason}", file=sys.stderr)
-            self.tracker = None
+        return not acting.is_alive()
 
 
 def _has_wandb_key() -> bool:
