@@ -283,10 +283,12 @@ def evaluation_of(run: Path) -> dict[str, Any] | None:
     """
     from training.checkpoint import load_weights
 
-    report = run / "evaluation.json"
     weights = load_weights(run / "best.safetensors")[1]["weights_sha256"]
-    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
-    return found if found.get("weights_sha256") == weights else None
+    try:
+        found: dict[str, Any] = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # not evaluated yet; or damaged
+        return None
+    return found if found["weights_sha256"] == weights else None
 
 
 def evaluate(job: Job) -> None:

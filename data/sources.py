@@ -232,6 +232,9 @@ class ClassFolders:
         return _digest(parts)
 
     def load(self) -> Contents:
+        for root in (self.train, self.test):
+            if root and root.is_dir():
+                _check_class_folders(root)
         found = [sub.name for sub in _class_folders(self.train)]
         classes = self.spec.classes if self.spec else _two_or_more(self.train, found)
         train = self._split(self.train, classes)
@@ -245,7 +248,7 @@ class ClassFolders:
 
     def _split(self, root: Path, classes: tuple[str, ...]) -> Split:
         split, labels = Split(), []
-        for sub in _class_folders(root, checked=True):
+        for sub in _class_folders(root):
             if sub.name not in classes:
                 raise InputError(f"{sub}: unknown class {sub.name!r}; {_known(classes)}")
             paths = sorted((Path(e.path) for e in _image_entries(sub)), key=lambda p: natural_order(p.name))
@@ -255,11 +258,8 @@ class ClassFolders:
         return split
 
 
-def _class_folders(root: Path, checked: bool = False) -> list[Path]:
-    """The folders in `root` that hold images, in natural order.
-
-    checked: InputError for a folder or an image that would else be left out in silence.
-    """
+def _class_folders(root: Path) -> list[Path]:
+    """The folders in `root` that hold images, in natural order."""
     with _readable(root):
         if not root.is_dir():
             return []
@@ -268,24 +268,25 @@ def _class_folders(root: Path, checked: bool = False) -> list[Path]:
             if entry.is_symlink():
                 entry.stat()  # a link to nothing would else be a class that is silently left out
         folders = [entry for entry in entries if entry.is_dir()]
-    for folder in folders if checked else ():
-        _check_class_folder(folder)
     return sorted((sub for sub in folders if _image_entries(sub)), key=lambda sub: natural_order(sub.name))
 
 
-def _check_class_folder(folder: Path) -> None:
-    """InputError for what cannot be a class, or has images of a kind that is not read."""
-    try:
-        folder.name.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"{folder}: the class' name is not in UTF-8; give it another") from error
-    if not _image_entries(folder):
-        kinds = ", ".join(IMAGE_SUFFIXES)
-        raise InputError(f"{folder}: no images ({kinds}) of this class; add some, or remove the folder")
+def _check_class_folders(root: Path) -> None:
+    """InputError for what cannot be a class, and for images that would be left out in silence."""
     others = {suffix for suffix in Image.registered_extensions() if suffix not in IMAGE_SUFFIXES}
-    for name in os.listdir(folder):
-        if Path(name).suffix.lower() in others:
-            raise InputError(f"{folder / name}: images of this kind are not read; save it as PNG, or remove it")
+    for folder in (entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{folder}: the class' name is not in UTF-8; give it another") from error
+        if not _image_entries(folder):
+            kinds = ", ".join(IMAGE_SUFFIXES)
+            raise InputError(f"{folder}: no images ({kinds}) of this class; add some, or remove the folder")
+        for name in os.listdir(folder):
+            if Path(name).suffix.lower() in others:
+                raise InputError(
+                    f"{folder / name}: images of this kind are not read; save it as PNG, or remove it"
+                )
 
 
 class TorchvisionArchive:

@@ -147,6 +147,7 @@ def classes(train: dict[str, int], test: dict[str, int] | None = None) -> Spoil:
         shutil.rmtree(here / "images")
         for split, counts in (("train", train), ("test", test or {})):
             for name, count in counts.items():
+                (here / "images" / split / name).mkdir(parents=True)
                 write_class_folder(here / "images" / split, [name], count)
 
     return spoil
@@ -720,13 +721,13 @@ def test_an_image_that_another_process_refuses_is_told_alike(here: Path) -> None
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would take the GPUs of this machine instead")
 def test_more_processes_than_images_are_told_once(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kaggle(["cat"])(here, monkeypatch)
+    kaggle(["cat", "dog"])(here, monkeypatch)
     before = remains(here)
     done = run_script(*arguments_of("train.py --split none --batch-size 4", here, here), processes=2)
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if "--batch-size 4" in line]
     assert len(told) == 1
-    assert "error: --batch-size 4 is more than the 1 training images" in told[0]
+    assert "error: --batch-size 4 is more than the 2 training images" in told[0]
     assert remains(here) == before
 
 

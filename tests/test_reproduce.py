@@ -132,7 +132,7 @@ def test_runs_with_other_settings_that_are_not_chosen_are_in_nobodys_way(done, m
     (folder / "report.md").write_text(before)
 
 
-@pytest.mark.parametrize("name", ["best.safetensors", "metrics.jsonl", "evaluation.json"])
+@pytest.mark.parametrize("name", ["best.safetensors", "metrics.jsonl", "summary.json"])
 def test_a_damaged_run_is_told_and_the_others_stay(done, monkeypatch, tmp_path, capsys, name):
     folder, flags = shutil.copytree(done[0], tmp_path / "out"), done[1]
     flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
@@ -163,6 +163,14 @@ def test_an_evaluation_of_other_images_or_weights_is_no_result(done, monkeypatch
     assert micro_f1 in row_with()
     assert micro_f1.replace(" |", " (validation) |") in row_with(split="val")
     assert "not chosen, not evaluated yet" in row_with(weights_sha256="0")
+
+
+def test_a_damaged_evaluation_is_made_again(done, monkeypatch):
+    path = done[0] / "cifar10-study/exp1-seed42-scaled/evaluation.json"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    assert run_here(monkeypatch, *done[1]) == 0
+    assert path.read_bytes() == whole
 
 
 def test_test_time_augmentation_is_no_reason_to_test_again(done, monkeypatch):

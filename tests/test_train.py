@@ -15,7 +15,7 @@ import torchvision
 import yaml
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY, command, run_script, wait_until
+from tests.conftest import ROOT, TINY, command, forget_accelerate, run_script, wait_until
 from train import train
 from training.checkpoint import load_newest_checkpoint, load_weights, save_weights
 from training.config import Config
@@ -272,6 +272,27 @@ def test_options_train_and_change_the_result(images, plain_sha256, tmp_path, fla
     assert done.returncode == 0, done.stderr
     assert summary(tmp_path / "run")["steps"] == 11
     assert summary(tmp_path / "run")["weights_sha256"] != plain_sha256
+
+
+def test_imagenet_weights_are_the_same_wherever_their_file_lies(images, tmp_path, process_as_it_was, capsys):
+    small = {"stem": "imagenet", "epochs": 1, "batch_size": 32, "lr": 0.02, "precision": "no", "dataset": "folder"}
+    where = {"data_dir": str(images), "runs_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
+    kept = {"name": "finetuned", "loader": "resident", "tracker": "none"}
+
+    def train_from(file: str) -> None:
+        forget_accelerate()
+        train(Config(**small, **where, **kept, weights=str(tmp_path / file)), StopRequest())
+
+    torch.save(torchvision.models.resnet18(num_classes=1000).state_dict(), tmp_path / "one.pth")
+    torch.save(torchvision.models.resnet18(num_classes=1000).state_dict(), tmp_path / "other.pth")
+    train_from("one.pth")
+    (tmp_path / "one.pth").rename(tmp_path / "moved.pth")
+    train_from("moved.pth")
+    assert "resuming after step" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        train_from("other.pth")
+    assert ended.value.code == 2
+    assert "the run was started otherwise (--weights " in capsys.readouterr().err
 
 
 def test_fp16_on_a_cpu_is_refused(images, tmp_path):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from data.augment import Augmentation, BatchTransform
 from data.errors import InputError
+from data.files import sha256_of
 from data.keyed import random_bits
 from data.loaders import Batch, Loader, make_loader
 from data.mixing import Mixing
@@ -160,6 +161,7 @@ class Trainer:
             "processes": accelerator.num_processes,
             "classes": self.num_classes,
             "data": prepared.digest[:16],
+            "weights": sha256_of(Path(config.weights))[:16] if config.weights else "",  # wherever the file lies
         }
         self._require_the_same_everywhere()
         self.stream, self.val_ids = make_stream(config, accelerator, prepared, loader)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from data.errors import InputError
 from training.config import HELD_OUT, Config, flag, parse_config
@@ -104,6 +105,15 @@ def is_finished(run: Path, wanted: Config, whatever: Collection[str] = ()) -> bo
     if differing:
         raise InputError(f"{run}: trained with another {', '.join(differing)}; remove it or give another --out")
     return True
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """A finished run's summary.json; InputError where it is damaged."""
+    try:
+        summary: dict[str, Any] = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{run}/summary.json: damaged ({error}); remove the run's folder") from error
+    return summary
 
 
 def train(flags: list[str], processes: int) -> str:

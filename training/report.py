@@ -16,6 +16,7 @@ from scipy.stats import t
 from data.errors import InputError
 from data.files import sha256_of, write_atomically
 from training.figures import draw_comparison
+from training.jobs import read_summary
 from training.studies import Experiment, Study
 
 
@@ -43,14 +44,10 @@ def read_result(run: Path) -> Result:
     """What a finished and evaluated run has come to.
 
     Raises:
-        InputError: metrics.jsonl is not the one that the run ended with, or another file is no JSON.
+        InputError: metrics.jsonl is not the one that the run ended with, or summary.json is damaged.
     """
-    try:
-        summary, evaluation = (
-            json.loads((run / f"{name}.json").read_text()) for name in ("summary", "evaluation")
-        )
-    except ValueError as error:
-        raise InputError(f"{run}: summary.json or evaluation.json is damaged ({error}); remove the run") from error
+    summary = read_summary(run)
+    evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     if sha256_of(run / "metrics.jsonl") != summary["metrics_sha256"]:
         raise InputError(f"{run}/metrics.jsonl: not as the run wrote it; remove the run, or restore the file")
     return Result(summary, evaluation, read_epochs(run))

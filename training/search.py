@@ -5,7 +5,6 @@ best of them for `eta` times as long, until the last ones train in full. What co
 """
 
 import argparse
-import json
 import math
 import shlex
 import sys
@@ -20,7 +19,16 @@ from data.errors import InputError
 from data.files import write_json
 from training.cli import OneLineParser, RunError, one_line_errors
 from training.config import parse_config
-from training.jobs import add_flags, check_flags, complete, is_finished, require_validation, split_arguments, train
+from training.jobs import (
+    add_flags,
+    check_flags,
+    complete,
+    is_finished,
+    read_summary,
+    require_validation,
+    split_arguments,
+    train,
+)
 
 
 @dataclass
@@ -96,7 +104,7 @@ def train_trial(trial: Trial, number: int, share: float, given: list[str], argum
     flags, config = complete(flags, share, arguments.subset)
     if not is_finished(run, config) and train(flags, arguments.processes):
         return -1.0
-    return float(json.loads((run / "summary.json").read_text(encoding="utf-8"))["val_accuracy"])
+    return float(read_summary(run)["val_accuracy"])
 
 
 def read_sweep(path: Path) -> tuple[list[str], dict[str, dict[str, Any]]]:
