@@ -18,7 +18,7 @@ from data.errors import InputError
 from data.spec import CIFAR10
 from tests.conftest import ROOT, command, run_script, wait_until
 from tests.images import serve, write_kaggle
-from training import jobs
+from training import jobs, report
 from training.config import Config, parse_config
 from training.engine import initial_model
 from training.report import Outcome, Result, environment, results_table, study_report, verdict, write_report
@@ -295,17 +295,24 @@ def test_mistakes_are_one_line_before_anything_is_trained(flags, named, monkeypa
     assert named in line
 
 
-def test_sigterm_reaches_the_training_which_checkpoints(cifar10, tmp_path):
-    flags = ["cifar10-study", "--only", "exp1", "--data-dir", cifar10, "--out", tmp_path / "out", *EXTRA]
-    job = command("reproduce.py", *flags, "--cache-dir", tmp_path / "cache", "--log-every", 1)
+def test_sigterm_reaches_the_training_which_checkpoints_and_is_gone_on_with(cifar10, tmp_path):
+    flags = ["cifar10-study", "--only", "exp1", "--data-dir", cifar10, "--out", tmp_path / "out"]
+    flags += ["--epochs-scale", "0.1", *EXTRA, "--cache-dir", tmp_path / "cache", "--log-every", 1]
+    job = command("reproduce.py", *flags)
     with subprocess.Popen(job, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        run = tmp_path / "out/cifar10-study/exp1-seed42"
+        run = tmp_path / "out/cifar10-study/exp1-seed42-scaled"
         wait_until((run / "metrics.jsonl").exists, process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 143, err
     assert "stopped by SIGTERM" in out
     assert len(list((run / "checkpoints").glob("*.pt"))) > 0
+    assert not (run / "summary.json").exists()
+
+    again = run_script("reproduce.py", *flags)
+    assert again.returncode == 0, again.stderr
+    assert "resuming after step" in again.stdout
+    assert "| exp1 |" in (tmp_path / "out/report.md").read_text()
 
 
 def test_a_shorter_run_is_shorter_in_all_that_counts_epochs_or_steps():
@@ -349,6 +356,23 @@ def test_every_experiment_has_its_recipe_and_every_recipe_its_experiment():
         named = {n for c in study.comparisons for n in c.experiments}
         named |= {n for finding in study.findings for pair in finding.pairs for n in pair if isinstance(n, str)}
         assert named <= recipes
+
+
+def test_the_comparisons_are_those_of_the_studies():
+    found = {comparison.experiments for comparison in CIFAR10_STUDY.comparisons}
+    rates = ("exp3", "exp4", "exp5", "exp6", "exp7", "exp8")
+    assert {("exp1", "exp2", "exp3"), rates, ("exp1", "exp9"), ("exp3", "exp9")} <= found
+    study = STUDIES["cifar100-study"]
+    assert [c.experiments for c in study.comparisons] == [tuple(e.name for e in study.experiments)]
+
+
+def test_pictures_of_scaled_runs_say_so(monkeypatch, tmp_path):
+    titles = []
+    monkeypatch.setattr(report, "draw_comparison", lambda curves, title, path: titles.append(title))
+    outcomes = [Outcome(experiment, [result(0.5)]) for experiment in CIFAR10_STUDY.experiments]
+    study_report(CIFAR10_STUDY, outcomes, "scaled: a tenth", tmp_path)
+    assert len(titles) == len(CIFAR10_STUDY.comparisons)
+    assert all("scaled: a tenth" in title for title in titles)
 
 
 def result(accuracy: float, seed: int = 0, images: int = 10_000) -> Result:
