@@ -40,7 +40,7 @@ def test_the_recipe_is_the_committed_ones_techniques(dataset):
     found = parse_config(ablation.recipe_flags(dataset))
     differing = {name for name, value in vars(whole).items() if getattr(found, name) != value}
     assert differing <= {"recipe", "name", *ablation.BUDGET}
-    assert (found.ema, found.flip, found.cutout) == (0.99, "alternating", 8)
+    assert (found.ema, found.flip, found.label_smoothing) == (0.998, "alternating", 0.1)
 
 
 def test_each_round_is_the_next_seed(monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.conftest import ROOT, TINY, command, forget_accelerate, run_script, wait_until
 from train import train
 from training.checkpoint import load_newest_checkpoint, load_weights, save_weights
-from training.config import Config
+from training.config import Config, parse_config
 from training.stopping import StopRequest
 
 SUMMARY_KEYS = {
@@ -111,15 +111,16 @@ def test_a_killed_run_resumes_in_mid_epoch_to_the_same_bits(tiny_run, images, tm
     assert_same_run(run, tiny_run)
 
 
-def again(tiny_run: Path, images: Path, tmp_path: Path, after_epoch: int, spoil: Callable[[Path], object]):
-    """A copy of a run, as it was after an epoch but for best.safetensors, is spoilt and started again."""
+def again(tiny_run: Path, images: Path, tmp_path: Path, after_epoch: int, spoil: Callable[[Path], object]) -> Path:
+    """A copy of a run, as it was after an epoch but for best.safetensors, is spoilt and started again, in here."""
     run = shutil.copytree(tiny_run, tmp_path / "again")
     if after_epoch == 1:
         for path in (run / "summary.json", *(run / "checkpoints").glob("step-00000022*")):
             path.unlink()
     spoil(run / "best.safetensors")
     where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "again"]
-    return run, run_script("train.py", *TINY, *where, "--log-every", 1)
+    train(parse_config([*map(str, [*TINY, *where, "--log-every", 1])]), StopRequest())
+    return run
 
 
 def flip_a_bit(path: Path) -> None:
@@ -129,11 +130,10 @@ def flip_a_bit(path: Path) -> None:
 
 
 def test_damaged_weights_of_the_best_epoch_are_told_and_replaced_by_the_best_that_is_left(
-    tiny_run, images, tmp_path
+    tiny_run, images, tmp_path, process_as_it_was, capsys
 ):
-    run, done = again(tiny_run, images, tmp_path, 1, flip_a_bit)
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stderr.splitlines()
+    run = again(tiny_run, images, tmp_path, 1, flip_a_bit)
+    (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
         r"warning: .*best\.safetensors: .*; the best of the epochs that are left takes its place", line
     )
@@ -142,17 +142,20 @@ def test_damaged_weights_of_the_best_epoch_are_told_and_replaced_by_the_best_tha
     assert summary(run)["weights_sha256"] == summary(tiny_run)["weights_sha256"]
 
 
-def test_a_finished_run_whose_best_weights_are_missing_is_refused(tiny_run, images, tmp_path):
-    _, done = again(tiny_run, images, tmp_path, 2, Path.unlink)
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
+def test_a_finished_run_whose_best_weights_are_missing_is_refused(
+    tiny_run, images, tmp_path, process_as_it_was, capsys
+):
+    with pytest.raises(SystemExit) as ended:
+        again(tiny_run, images, tmp_path, 2, Path.unlink)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
         r"error: .*best\.safetensors: .*; the run is finished: train again under another --name", line
     )
 
 
 def test_best_weights_of_an_epoch_that_is_repeated_do_not_outlive_their_place_in_the_summary(
-    tiny_run, images, tmp_path
+    tiny_run, images, tmp_path, process_as_it_was, capsys
 ):
     """The process was killed between the weights and the checkpoint; the epoch's repetition may come out worse."""
     about = load_weights(tiny_run / "best.safetensors")[1] | {"epoch": 2}
@@ -160,8 +163,8 @@ def test_best_weights_of_an_epoch_that_is_repeated_do_not_outlive_their_place_in
     def of_epoch_2(path: Path) -> None:
         save_weights(path, load_weights(path)[0], about)
 
-    run, done = again(tiny_run, images, tmp_path, 1, of_epoch_2)
-    assert (done.returncode, done.stderr) == (0, "")
+    run = again(tiny_run, images, tmp_path, 1, of_epoch_2)
+    assert capsys.readouterr().err == ""
     assert summary(run)["best_epoch"] == load_weights(run / "best.safetensors")[1]["epoch"] == 2
 
 
@@ -246,30 +249,17 @@ def plain_sha256(train_tiny):
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--optimizer", "adam", "--lr", "0.001", "--schedule", "inverse-time", "--decay", "0.004"],
-        ["--optimizer", "adamw", "--lr", "0.001", "--schedule", "cosine", "--warmup", "1", "--accumulation", "3"],
-        [
-            "--crop-mode",
-            "edge",
-            "--crop-padding",
-            "6",
-            "--precision",
-            "bf16",
-            "--cutout",
-            "8",
-            "--normalize",
-            "false",
-        ],
-        ["--label-smoothing", "0.1", "--decay-norm-and-bias", "false", "--optimizer", "nesterov"],
-        ["--model", "resnet34", "--stem", "keras", "--init", "glorot", "--crop-mode", "reflect"],
-        ["--model", "torchvision-resnet18", "--stem", "cifar", "--schedule", "multistep", "--milestones", "[1]"],
+        "--optimizer adam --lr 0.001 --schedule inverse-time --decay 0.004",
+        "--optimizer adamw --lr 0.001 --schedule cosine --warmup 1 --accumulation 3",
+        "--crop-mode edge --crop-padding 6 --precision bf16 --cutout 8 --normalize false",
+        "--label-smoothing 0.1 --decay-norm-and-bias false --optimizer nesterov",
+        "--model resnet34 --stem keras --init glorot --crop-mode reflect",
+        "--model torchvision-resnet18 --stem cifar --schedule multistep --milestones [1]",
     ],
-    ids=lambda flags: " ".join(flags[:4]),
 )
-def test_options_train_and_change_the_result(images, plain_sha256, tmp_path, flags):
+def test_options_train_and_change_the_result(images, plain_sha256, tmp_path, process_as_it_was, flags):
     where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
-    done = run_script("train.py", *TINY, *where, *flags, "--epochs", 1)
-    assert done.returncode == 0, done.stderr
+    train(parse_config([*map(str, [*TINY, *where, "--epochs", 1]), *flags.split()]), StopRequest())
     assert summary(tmp_path / "run")["steps"] == 11
     assert summary(tmp_path / "run")["weights_sha256"] != plain_sha256
 
