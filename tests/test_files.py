@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,19 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_second_writer_does_not_publish_what_the_first_has_half_written(
+def test_a_writer_does_not_publish_what_another_has_half_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "report.json"
-    with written_atomically(path) as temporary:
-        temporary.write_bytes(b"half")
-        with monkeypatch.context() as other_process:
-            other_process.setattr(os, "getpid", lambda: 1)  # of a process that is there
-            write_atomically(path, b"whole")
+    with ExitStack() as second:
+        with written_atomically(path) as ours:
+            ours.write_bytes(b"whole")
+            with monkeypatch.context() as other_process:
+                other_process.setattr(os, "getpid", lambda: 1)  # of a process that is there
+                theirs = second.enter_context(written_atomically(path))
+            theirs.write_bytes(b"half")
         assert path.read_bytes() == b"whole"
-        temporary.write_bytes(b"whole, too")
+        theirs.write_bytes(b"whole, too")
     assert path.read_bytes() == b"whole, too"
     assert names(tmp_path) == ["report.json"]
 

@@ -45,7 +45,7 @@ def draw_predictions(
     few = len(classes) <= 20
     zoom, columns, lines = (2, 25, 2) if few else (1, 50, 1)
     step = zoom * IMAGE_SIZE + 2 * FRAME + 2
-    band, margin, head = lines * step + 6, 220, 44
+    band, margin, head = lines * step + 6, 250, 44
     picture = Image.new("RGB", (margin + columns * step + 10, head + band * len(classes)), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     draw.text((10, 10), title, TEXT, font=ImageFont.load_default(20))
