@@ -619,3 +619,20 @@ def test_metrics_go_on_where_the_tracker_cannot_write(
     assert len(warnings) == 1
     assert ("No space left" if how == "full" else "Read-only file system") in warnings[0]
     assert told.splitlines() == warnings
+
+
+def test_a_disk_that_becomes_read_only_lets_the_run_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ended the run has been told by then: its end adds no error of its own."""
+    recorder = Recorder(Config(name="run", runs_dir=str(tmp_path)), None, None)  # type: ignore[arg-type]
+    assert recorder.open() is None
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as read_only:
+        read_only.setattr(Path, "unlink", fail)
+        recorder.close()
+    assert not recorder.lock.is_locked
+    assert recorder.open() is None
+    recorder.close()
+    assert not (tmp_path / "run/.pid").exists()
