@@ -64,13 +64,17 @@ def make_parser() -> OneLineParser:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of an experiment: its folder, the flags and config of its training, and how it is evaluated."""
+    """One run of an experiment: its folder, the flags and config of its training, and how it is evaluated.
+
+    finished: it was trained before.
+    """
 
     run: Path
     flags: list[str]
     config: Config
     split: str
     tta: str
+    finished: bool
 
 
 def reproduce(arguments: argparse.Namespace, extra: list[str]) -> int:
@@ -146,11 +150,11 @@ def runs_of(
     """
     name, study = experiment.name, STUDIES[study_name]
     given = ["--recipe", str(ROOT / "recipes" / study_name / f"{name}.yaml"), "--tracker", "none", *extra]
-    first_seed, runs = parse_config(given).seed, []
+    folder, first_seed, runs = data_folder(study, arguments), parse_config(given).seed, []
     for seed in range(first_seed, first_seed + arguments.seeds):
         run = out / study_name / (f"{name}-seed{seed}" + ("-scaled" if scale_in_words(arguments) else ""))
         flags = [*given, "--name", run.name, "--runs-dir", str(run.parent), "--seed", str(seed)]
-        flags += ["--data-dir", str(data_folder(study, arguments))]
+        flags += ["--data-dir", str(folder)]
         runs.append((run, *complete(flags, arguments.epochs_scale, arguments.subset)))
     return runs
 
@@ -167,10 +171,10 @@ def plan_jobs(
     for run, flags, config in runs_of(experiment, study_name, out, arguments, extra):
         if study.validates:
             require_validation(config)
-        is_finished(run, config, ANY_WEIGHTS)
+        finished = is_finished(run, config, ANY_WEIGHTS)
         # What has figures of the test set alone has test-time augmentation, too, beside the plain figure.
         tta = "none" if study.validates else "six"
-        jobs.append(Job(run, flags, config, evaluated_split(config, study), tta))
+        jobs.append(Job(run, flags, config, evaluated_split(config, study), tta, finished))
     return jobs
 
 
@@ -180,7 +184,7 @@ def carry_out(job: Job, outcome: "Outcome", arguments: argparse.Namespace) -> No
 
     flags = job.flags
     try:
-        if not is_finished(job.run, job.config, ANY_WEIGHTS):
+        if not job.finished:
             if job.config.weights:
                 weights = imagenet_weights(arguments.weights or Path(job.config.weights))
                 if weights is None:

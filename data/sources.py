@@ -232,9 +232,8 @@ class ClassFolders:
         return _digest(parts)
 
     def load(self) -> Contents:
-        for root in (self.train, self.test):
-            if root and root.is_dir():
-                _check_class_folders(root)
+        for root in filter(None, (self.train, self.test)):
+            _check_class_folders(root)
         found = [sub.name for sub in _class_folders(self.train)]
         classes = self.spec.classes if self.spec else _two_or_more(self.train, found)
         train = self._split(self.train, classes)
@@ -260,6 +259,11 @@ class ClassFolders:
 
 def _class_folders(root: Path) -> list[Path]:
     """The folders in `root` that hold images, in natural order."""
+    return sorted((sub for sub in _folders(root) if _image_entries(sub)), key=lambda sub: natural_order(sub.name))
+
+
+def _folders(root: Path) -> list[Path]:
+    """All folders in `root` but hidden ones."""
     with _readable(root):
         if not root.is_dir():
             return []
@@ -267,14 +271,13 @@ def _class_folders(root: Path) -> list[Path]:
         for entry in entries:
             if entry.is_symlink():
                 entry.stat()  # a link to nothing would else be a class that is silently left out
-        folders = [entry for entry in entries if entry.is_dir()]
-    return sorted((sub for sub in folders if _image_entries(sub)), key=lambda sub: natural_order(sub.name))
+        return [entry for entry in entries if entry.is_dir()]
 
 
 def _check_class_folders(root: Path) -> None:
     """InputError for what cannot be a class, and for images that would be left out in silence."""
     others = {suffix for suffix in Image.registered_extensions() if suffix not in IMAGE_SUFFIXES}
-    for folder in (entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")):
+    for folder in _folders(root):
         try:
             folder.name.encode()
         except UnicodeEncodeError as error:

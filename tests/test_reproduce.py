@@ -497,7 +497,7 @@ def test_without_test_labels_a_run_is_evaluated_on_its_validation_images(done, c
     assert jobs.train(flags, processes=1) == ""
     config = parse_config(flags)
     split = reproduce.evaluated_split(config, CIFAR10_STUDY)
-    reproduce.evaluate(reproduce.Job(tmp_path / "run", flags, config, split, "none"))
+    reproduce.evaluate(reproduce.Job(tmp_path / "run", flags, config, split, "none", finished=True))
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["split"] == "val"
 
 

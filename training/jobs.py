@@ -125,8 +125,9 @@ def train(flags: list[str], processes: int) -> str:
     code = start(flags, processes)
     if code in STOPPED:
         raise SystemExit(code)
-    name = parse_config(flags).run_folder.name
-    return f"failed: the training of {name} ended with exit code {code}" if code else ""
+    if not code:
+        return ""
+    return f"failed: the training of {parse_config(flags).run_folder.name} ended with exit code {code}"
 
 
 def launcher(processes: int) -> list[str]:
