@@ -74,9 +74,9 @@ def case(loop: str, config: Config) -> dict[str, Any]:
     }
 
 
-def measure_group(entries: list[Entry], steps: int, repeats: int) -> list[Row]:
+def measure_group(entries: list[Entry], steps: int, repeats: int, launches: bool) -> list[Row]:
     rows = in_turn([(case(loop, config), (open_loop, loop, config)) for loop, config in entries], steps, repeats)
-    if default_device().type == "cuda":
+    if launches:
         for row, entry in zip(rows, entries, strict=True):
             # In a process of their own: what a profiler has attached to launches more slowly ever after.
             with in_own_process(open_launches, *entry) as launches_per_step:
@@ -112,14 +112,20 @@ def matrix_rates(arguments: Namespace) -> list[Row]:
 
 
 def benchmark(arguments: Namespace) -> list[Row]:
-    groups = [beside_baselines(arguments, batch_size) for batch_size in ((128, 512) if arguments.full else (128,))]
-    groups += [] if arguments.quick else of_all_settings(arguments)
+    large = arguments.full and not arguments.brief
+    groups = [beside_baselines(arguments, batch_size) for batch_size in ((128, 512) if large else (128,))]
+    if arguments.brief and arguments.full:  # B3's batches are of 500
+        make = partial(base_config, arguments, batch_size=512, stem=arguments.stem, deterministic=False)
+        best = choose_precision("auto", use_cpu=arguments.device == "cpu")
+        groups[0] += [("ours", make(precision=best, compile=compiled)) for compiled in (False, True)]
+    groups += [] if arguments.quick or arguments.brief else of_all_settings(arguments)
     steps = arguments.steps or (1 if arguments.quick else 100 if arguments.device == "cuda" else 2)
+    launches = arguments.device == "cuda" and not arguments.brief
     matrices = matrix_rates(arguments)
     rates = {row.case["precision"]: 1e12 * median(row.measured["TFLOP/s"]) for row in matrices}
     rows = []
     for entries in groups:
-        found = measure_group(entries, steps, arguments.repeats)
+        found = measure_group(entries, steps, arguments.repeats, launches)
         add_utilisation(found, entries, rates)
         rows += found
     return rows + matrices
@@ -129,6 +135,9 @@ def main() -> None:
     parser = make_parser("train_step", __doc__)
     parser.add_argument("--steps", type=int, default=0, help="of a measurement; default: 2, on a GPU 100")
     parser.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar", help="beside the baselines")
+    parser.add_argument(
+        "--brief", action="store_true", help="beside the baselines alone; launches are not counted"
+    )
     run("train_step", parser, benchmark)
 
 

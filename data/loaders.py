@@ -26,6 +26,10 @@ class Batch(NamedTuple):
     partner_labels: Tensor | None = None
     lam: float = 1.0
 
+    def cut(self, size: int) -> "list[Batch]":
+        """Batches of `size` images each, in order, of one that is not mixed."""
+        return [Batch(*parts) for parts in zip(*(whole.split(size) for whole in self[:3]), strict=True)]
+
 
 class Loader(Protocol):
     name: str

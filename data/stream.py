@@ -34,6 +34,8 @@ class Stream:
         accumulation: micro-batches of a step in each process.
         rank, world_size: of this process.
         mixing: of pairs out of each global batch, whichever process has them.
+        steps_at_once: read and augmented together, which does not change them: a GPU is then asked for the same
+            work in fewer launches.
 
     Raises:
         InputError: batch size, processes, accumulation and images do not fit together.
@@ -50,6 +52,7 @@ class Stream:
         rank: int = 0,
         world_size: int = 1,
         mixing: Mixing | None = None,
+        steps_at_once: int = 1,
     ):
         shares = world_size * accumulation
         if batch_size % shares:
@@ -70,6 +73,7 @@ class Stream:
         self.batch_size, self.seed, self.accumulation = batch_size, seed, accumulation
         self.rank, self.world_size = rank, world_size
         self.mixing = mixing or Mixing()
+        self.steps_at_once = steps_at_once
         self.steps_per_epoch = len(ids) // batch_size
 
     def epoch(self, epoch: int, first_step: int = 0) -> Generator[list[Batch]]:
@@ -78,15 +82,19 @@ class Stream:
         share = self._share(batches)
         if self.mixing:  # a micro-batch and its partners are read and augmented as one batch
             share = torch.cat([share, self._share(partner_batches(batches, self.seed, epoch))], dim=2)
-        with closing(self.loader.read(list(share.flatten(0, 1)))) as reader:
+        groups = share.split(self.steps_at_once) if len(share) else ()
+        with closing(self.loader.read([group.flatten() for group in groups])) as reader:
+            parts = (part for batch in reader for part in self._augmented(batch, epoch).cut(share.shape[2]))
             for step in range(first_step, first_step + len(share)):
-                yield [self._prepared(next(reader), epoch, step) for _ in range(self.accumulation)]
+                yield [self._mixed(next(parts), epoch, step) for _ in range(self.accumulation)]
 
     def _share(self, batches: Tensor) -> Tensor:
         return micro_batches(batches, self.rank, self.world_size, self.accumulation)
 
-    def _prepared(self, batch: Batch, epoch: int, step: int) -> Batch:
-        batch = batch._replace(images=self.transform.augment(batch.images, batch.ids, epoch))
+    def _augmented(self, batch: Batch, epoch: int) -> Batch:
+        return batch._replace(images=self.transform.augment(batch.images, batch.ids, epoch))
+
+    def _mixed(self, batch: Batch, epoch: int, step: int) -> Batch:
         if not self.mixing:
             return batch
         height, width = batch.images.shape[2:]

@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from tests.conftest import run_script
+from resnet import build_model
+from tests.conftest import TINY, run_script
 from tests.ranks_job import AUGMENTED, TECHNIQUES
 from tests.test_train import summary
 from training.config import as_flags
+from training.graphs import capture_passes
+from training.sam import SAM
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -42,6 +45,49 @@ def test_both_loaders_train_to_the_same_bits(train_tiny):
         summary(train_tiny(f"cuda-{kind}", "--loader", kind))["weights_sha256"] for kind in ("resident", "ffcv")
     }
     assert len(digests) == 1
+
+
+EAGER = """
+import train
+from training import engine
+engine.capture_passes = lambda model, *others: (model, model)
+train.main()
+"""
+"""train.py with nothing captured in CUDA graphs."""
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--precision", "no", "--stem", "cifar"],
+        ["--precision", "bf16", "--sam", "0.1", "--ema", "0.9", "--optimizer", "adam"],
+        ["--precision", "fp16", "--mixup", "0.2", "--optimizer", "nesterov"],
+    ],
+    ids=["fp32", "bf16 with SAM", "fp16"],
+)
+def test_graphs_give_the_bits_of_single_operations(train_tiny, images, tmp_path, flags):
+    graphed = train_tiny(f"graphed-{flags[1]}", *flags)
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "eager"]
+    done = run_script("-c", EAGER, *TINY, *where, *flags)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert summary(graphed)["weights_sha256"] == summary(tmp_path / "eager")["weights_sha256"]
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_training_warns_of_nothing(images, tmp_path, precision):
+    """torch has warnings for the streams of a captured pass."""
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    done = run_script("train.py", *TINY, *where, "--precision", precision)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_state_before_a_network_is_captured_is_the_state_after():
+    """Capturing runs the network, which must leave no trace in BatchNorm's statistics."""
+    device = torch.device("cuda")
+    model = build_model("resnet18", 10, "cifar").to(device, memory_format=torch.channels_last)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    capture_passes(model, SAM(model, 0.1, adaptive=False), 8, torch.float32)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_a_compiled_network_trains(train_tiny):

@@ -157,11 +157,16 @@ BOTH = Mixing(mixup=0.4, cutmix=1.0)
 
 
 def stream_of(
-    loader: ResidentLoader, mixing: Mixing = BOTH, accumulation: int = 1, rank: int = 0, ranks: int = 1
+    loader: ResidentLoader,
+    mixing: Mixing = BOTH,
+    accumulation: int = 1,
+    rank: int = 0,
+    ranks: int = 1,
+    steps_at_once: int = 1,
 ) -> Stream:
     chosen = Augmentation(crop_padding=4, flip="alternating", cutout=8)
     transform = BatchTransform((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), chosen, seed=4)
-    return Stream(loader, transform, torch.arange(40), 16, 4, accumulation, rank, ranks, mixing)
+    return Stream(loader, transform, torch.arange(40), 16, 4, accumulation, rank, ranks, mixing, steps_at_once)
 
 
 def test_partners_are_a_permutation_of_each_global_batch_anew_in_each_epoch() -> None:
@@ -209,6 +214,29 @@ def test_an_epoch_taken_up_in_the_middle_goes_on_as_it_was(loader: ResidentLoade
     ((resumed,),) = stream_of(loader).epoch(3, first_step=1)
     assert torch.equal(whole.images, resumed.images)
     assert whole.lam == resumed.lam
+
+
+@pytest.mark.parametrize("mixing", [Mixing(), BOTH], ids=["plain", "mixed"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_steps_may_be_read_and_augmented_together(
+    loader: ResidentLoader, mixing: Mixing, accumulation: int
+) -> None:
+    ids = torch.arange(40)
+
+    def steps(at_once: int, first: int = 0) -> list[list[Batch]]:
+        transform = BatchTransform((0.5,) * 3, (0.2,) * 3, Augmentation(crop_padding=4, flip="random"), seed=4)
+        stream = Stream(loader, transform, ids, 8, 4, accumulation, mixing=mixing, steps_at_once=at_once)
+        return list(stream.epoch(1, first))
+
+    one_by_one = steps(1)
+    assert len(one_by_one) == 5
+    for together, expected in [(steps(2), one_by_one), (steps(100), one_by_one), (steps(2, 3), one_by_one[3:])]:
+        for batches, others in zip(together, expected, strict=True):
+            for batch, other in zip(batches, others, strict=True):
+                assert batch.images.is_contiguous(memory_format=torch.channels_last)
+                assert all(torch.equal(a, b) for a, b in zip(batch[:3], other[:3], strict=True))
+                assert batch.lam == other.lam
+    assert list(steps(2, 5)) == []
 
 
 def test_the_digest_tells_mixed_batches_apart(loader: ResidentLoader) -> None:

@@ -29,6 +29,7 @@ from training.averaging import MovingAverage
 from training.batchnorm import synchronize_batchnorm
 from training.cli import RunError
 from training.config import HELD_OUT, Config, flag
+from training.graphs import Pass, Passes, buffers_kept, capture_passes
 from training.hardware import DTYPES, threads_per_process
 from training.inference import EVALUATION_BATCH, Predictor
 from training.loss import training_loss
@@ -37,6 +38,9 @@ from training.optim import lr_factor, make_optimizer, set_lr
 from training.peers import from_first_process
 from training.sam import SAM
 from training.stopping import StopAgreement, StopRequest
+
+GPU_CHUNK = 2048
+"""Images that a GPU reads and augments together: its CPU asks for each operation, however many images it is of."""
 
 
 def open_prepared(config: Config, folder: Path | None = None) -> Prepared:
@@ -103,7 +107,9 @@ def make_stream(
     transform = make_transform(config, prepared, accelerator.device, accelerator.mixed_precision)
     share = (config.accumulation, accelerator.process_index, accelerator.num_processes)
     mixing = Mixing(config.mixup, config.cutmix, config.mix_probability)
-    return Stream(loader, transform, train_ids, config.batch_size, config.seed, *share, mixing), val_ids
+    own = config.batch_size // accelerator.num_processes
+    at_once = max(1, GPU_CHUNK // own) if accelerator.device.type == "cuda" else 1
+    return Stream(loader, transform, train_ids, config.batch_size, config.seed, *share, mixing, at_once), val_ids
 
 
 def pixel_statistics(config: Config, prepared: Prepared) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -184,6 +190,11 @@ class Trainer:
         precision = accelerator.mixed_precision
         self.predictor = Predictor(self.result, self.stream.transform, accelerator.device, precision)
         self.metrics = TrainingMetrics(accelerator)
+        # DDP would want its communication captured; dropout's masks have a seed for each step.
+        alone = accelerator.num_processes == 1 and config.accumulation == 1 and not self.has_dropout
+        self.passes: Passes = (self.model, self.model)
+        if accelerator.device.type == "cuda" and alone:
+            self.passes = capture_passes(self.model, self.sam, config.batch_size, DTYPES[precision])
         self.images_per_second = 0.0  # of the last epoch's training steps, all processes
         self.progress = Progress()
         self._last_tick = time.perf_counter()
@@ -211,13 +222,11 @@ class Trainer:
         """
         if self.accelerator.num_processes == 1:
             return
-        buffers = [buffer.clone() for buffer in self.network.buffers()]
         images = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.accelerator.device)
-        for _ in range(2):
-            self.model(images).sum().backward()
+        with buffers_kept(self.network):
+            for _ in range(2):
+                self.model(images).sum().backward()
         self.optimizer.zero_grad()
-        for buffer, former in zip(self.network.buffers(), buffers, strict=True):
-            buffer.copy_(former)
 
     def lr(self, step: int) -> float:
         """The learning rate of an optimizer step, counted from 0."""
@@ -227,24 +236,27 @@ class Trainer:
         """One optimizer step from this process' micro-batches of one global batch, already augmented."""
         set_lr(self.optimizer, self.lr(self.progress.step))
         self.model.train()
-        self._backward(batches, self.metrics.update)
+        first, second = self.passes
+        self._backward(batches, first, self.metrics.update)
         if self.sam:
             with self.sam.perturbed():
-                self._backward(batches)
+                self._backward(batches, second)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average:
             self.average.update_parameters(self.network)
         self.progress.step += 1
 
-    def _backward(self, batches: list[Batch], visit: Callable[..., None] = lambda *results: None) -> None:
+    def _backward(
+        self, batches: list[Batch], model: Pass, visit: Callable[..., None] = lambda *results: None
+    ) -> None:
         """The gradient of the global batch's mean loss; `visit` is shown each loss, logits and labels."""
         if self.has_dropout:
             self._seed_dropout()
         for number, batch in enumerate(batches, start=1):
             # Gradients are averaged over the processes once, with the last micro-batch.
             with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.model):
-                logits = self.model(batch.images)
+                logits = model(batch.images)
                 loss = training_loss(logits, batch, self.config.label_smoothing)
                 self.accelerator.backward(loss / len(batches))
             visit(loss.detach(), logits.detach(), batch.labels)

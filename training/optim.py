@@ -33,7 +33,9 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         nesterov = config.optimizer == "nesterov"
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
     kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
-    return kind(groups, lr=config.lr)
+    # On a GPU its own kernel: without it, the counts of steps are kept on the CPU, one by one. (SGD's would begin
+    # with momentum out of uninitialised memory where fp16's first gradients overflow.)
+    return kind(groups, lr=config.lr, fused=True if next(model.parameters()).is_cuda else None)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

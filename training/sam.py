@@ -46,19 +46,27 @@ class SAM:
         with torch.no_grad():
             torch._foreach_add_(parameters, self._steps(parameters))
         self.network.zero_grad()
+        try:
+            with self.statistics_kept():
+                yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, weights)
+
+    @contextmanager
+    def statistics_kept(self) -> Iterator[None]:
+        """Forward passes leave BatchNorm's running statistics alone."""
         norms = [
             module for module in self.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
         ]
         tracking = [module for module in norms if module.track_running_stats]
+        for module in tracking:
+            module.track_running_stats = False
         try:
-            for module in tracking:
-                module.track_running_stats = False
             yield
         finally:
             for module in tracking:
                 module.track_running_stats = True
-            with torch.no_grad():
-                torch._foreach_copy_(parameters, weights)
 
     def _steps(self, parameters: list[Tensor]) -> list[Tensor]:
         """e, of each parameter's shape."""
