@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
@@ -22,6 +23,7 @@ ROW = {"kind": "epoch", "epoch": 1, "step": 24, "lr": 0.1, "val_accuracy": 0.75}
 
 def wandb_records(folder):
     """The records of .wandb files: LevelDB's log format, 32 KiB blocks of fragments, after a header of 7 bytes."""
+    wandb.teardown()  # a run's file is closed only after its finish has returned
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
         data, position, whole = path.read_bytes(), 7, b""
         while position + 7 <= len(data):
