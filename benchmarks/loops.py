@@ -130,8 +130,11 @@ def open_launches(loop: str, config: Config) -> Callable[[], float]:
     return partial(launches_per_step, steps)
 
 
-def launches_per_step(steps: Steps, count: int = 2) -> float:
-    """Kernels, and graphs of kernels, that the CPU launches in a step."""
+def launches_per_step(steps: Steps, count: int = 16) -> float:
+    """Kernels, and graphs of kernels, that the CPU launches in a step.
+
+    count: a multiple of the steps whose images are augmented together: 16 of 128 images.
+    """
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         for _ in range(count):
             next(steps)

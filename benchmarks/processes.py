@@ -36,7 +36,6 @@ def in_own_process(make: Callable[..., Callable[..., Any]], *arguments: Any) -> 
         1, get_context("spawn"), initializer=_start, initargs=(os.getpid(), make, arguments)
     )
     with pool:
-        pool.submit(int)  # starts the process: several open together
         yield lambda *given: pool.submit(_call, *given).result()
 
 

@@ -72,6 +72,7 @@ def main() -> None:
     count, validation = int(sys.argv[1]), int(sys.argv[2])
     trainer = make_trainer(parse_config(sys.argv[3:]))
     trainer.val_ids = torch.arange(validation)
+    count += -count % trainer.stream.steps_at_once  # those are read together
     measure(trainer, 1)  # warms up
     found = measure(trainer, count)
     trainer.accelerator.print(json.dumps(found))

@@ -1,5 +1,7 @@
 """What only a GPU can show."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -71,6 +73,19 @@ def test_graphs_give_the_bits_of_single_operations(train_tiny, images, tmp_path,
     done = run_script("-c", EAGER, *TINY, *where, *flags)
     assert (done.returncode, done.stderr) == (0, "")
     assert summary(graphed)["weights_sha256"] == summary(tmp_path / "eager")["weights_sha256"]
+
+
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(images, tmp_path):
+    flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
+    flags += ["--precision", "bf16", "--sam", "0.1", "--ema", "0.9", "--optimizer", "adam"]
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    assert run_script("train.py", *flags, "--name", "whole").returncode == 0
+    shutil.copytree(whole, again)
+    for path in (again / "summary.json", *(again / "checkpoints").glob("step-00000022*")):
+        path.unlink()
+    done = run_script("train.py", *flags, "--name", "again")
+    assert "resuming after step 11 of 22" in done.stdout, done.stderr
+    assert summary(again)["weights_sha256"] == summary(whole)["weights_sha256"]
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])

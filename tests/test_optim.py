@@ -8,7 +8,7 @@ import torch
 from data.errors import InputError
 from resnet import build_model
 from training.config import Config
-from training.optim import lr_factor, make_optimizer, parameter_groups, set_lr
+from training.optim import lr_factor, make_optimizer, parameter_groups, restore_optimizer, set_lr
 
 
 def factors(steps_per_epoch: int = 10, **fields) -> list[float]:
@@ -125,3 +125,17 @@ def test_batchnorms_biases_learn_faster_and_are_decayed_as_before(kind):
 def test_a_factor_for_a_network_without_batchnorm_is_refused():
     with pytest.raises(InputError, match="^--norm-bias-lr 64: vgg16 has no BatchNorm"):
         make_optimizer(Config(model="vgg16", norm_bias_lr=64), torch.nn.Linear(2, 2))
+
+
+def test_a_checkpoint_of_a_gpu_does_not_bring_its_kernels_to_a_cpu():
+    """On a GPU Adam is fused, which is recorded in its state_dict."""
+    model = torch.nn.Linear(2, 2)
+    own, other = (make_optimizer(Config(optimizer="adam"), model) for _ in range(2))
+    model(torch.ones(1, 2)).sum().backward()
+    other.step()
+    state = other.state_dict()
+    for group in state["param_groups"]:
+        group |= {"fused": True, "lr": 0.25}
+    restore_optimizer(own, state)
+    assert [(group["fused"], group["lr"]) for group in own.param_groups] == [(None, 0.25)] * 2
+    assert all(state["step"] == 1 for state in own.state.values())

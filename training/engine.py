@@ -34,13 +34,14 @@ from training.hardware import DTYPES, threads_per_process
 from training.inference import EVALUATION_BATCH, Predictor
 from training.loss import training_loss
 from training.metrics import TrainingMetrics
-from training.optim import lr_factor, make_optimizer, set_lr
+from training.optim import lr_factor, make_optimizer, restore_optimizer, set_lr
 from training.peers import from_first_process
 from training.sam import SAM
 from training.stopping import StopAgreement, StopRequest
 
 GPU_CHUNK = 2048
-"""Images that a GPU reads and augments together: its CPU asks for each operation, however many images it is of."""
+"""Images (mixed ones have as many partners besides) that a GPU reads and augments together: the CPU asks for each
+operation, however many images it is of."""
 
 
 def open_prepared(config: Config, folder: Path | None = None) -> Prepared:
@@ -108,7 +109,7 @@ def make_stream(
     share = (config.accumulation, accelerator.process_index, accelerator.num_processes)
     mixing = Mixing(config.mixup, config.cutmix, config.mix_probability)
     own = config.batch_size // accelerator.num_processes
-    at_once = max(1, GPU_CHUNK // own) if accelerator.device.type == "cuda" else 1
+    at_once = max(1, GPU_CHUNK // max(1, own)) if accelerator.device.type == "cuda" else 1
     return Stream(loader, transform, train_ids, config.batch_size, config.seed, *share, mixing, at_once), val_ids
 
 
@@ -190,7 +191,8 @@ class Trainer:
         precision = accelerator.mixed_precision
         self.predictor = Predictor(self.result, self.stream.transform, accelerator.device, precision)
         self.metrics = TrainingMetrics(accelerator)
-        # DDP would want its communication captured; dropout's masks have a seed for each step.
+        # Of several micro-batches the second would overwrite the gradients of the first, which lie where the graph
+        # writes them; DDP would want its communication captured; dropout's masks have a seed for each step.
         alone = accelerator.num_processes == 1 and config.accumulation == 1 and not self.has_dropout
         self.passes: Passes = (self.model, self.model)
         if accelerator.device.type == "cuda" and alone:
@@ -382,7 +384,7 @@ class Trainer:
         self.network.load_state_dict(found["model"])
         if self.average:
             self.average.load_state_dict(found["average"])
-        self.optimizer.load_state_dict(found["optimizer"])
+        restore_optimizer(self.optimizer, found["optimizer"])
         if self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(found["scaler"])
         self.metrics.restore(found["metrics"].to(self.accelerator.device))

@@ -4,6 +4,7 @@ In batches of 128 a GPU computes ResNet-18 faster than a CPU can ask it to, oper
 stay the same ones, and so do the bits.
 """
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ def capture_passes(model: nn.Module, sam: SAM | None, batch_size: int, dtype: to
 
 def _capture(model: nn.Module, images: Tensor) -> Pass:
     model.train()
+    gc.collect()  # no graph of a former network may be freed during a capture
     # Gradients are added to the parameters' in the stream of the capture, which is intended.
     torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
     with buffers_kept(model), warnings.catch_warnings():

@@ -1,6 +1,7 @@
 """Optimizers, and the learning rate as a function of the step."""
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,6 +37,12 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     # On a GPU its own kernel: without it, the counts of steps are kept on the CPU, one by one. (SGD's would begin
     # with momentum out of uninitialised memory where fp16's first gradients overflow.)
     return kind(groups, lr=config.lr, fused=True if next(model.parameters()).is_cuda else None)
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state_dict, but for the choice of kernels, which is that of the device: it may be of another one."""
+    groups = [group | {"fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
+    optimizer.load_state_dict(state | {"param_groups": groups})
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
