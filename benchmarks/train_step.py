@@ -112,12 +112,7 @@ def matrix_rates(arguments: Namespace) -> list[Row]:
 
 
 def benchmark(arguments: Namespace) -> list[Row]:
-    large = arguments.full and not arguments.brief
-    groups = [beside_baselines(arguments, batch_size) for batch_size in ((128, 512) if large else (128,))]
-    if arguments.brief and arguments.full:  # B3's batches are of 500
-        make = partial(base_config, arguments, batch_size=512, stem=arguments.stem, deterministic=False)
-        best = choose_precision("auto", use_cpu=arguments.device == "cpu")
-        groups[0] += [("ours", make(precision=best, compile=compiled)) for compiled in (False, True)]
+    groups = [beside_baselines(arguments, batch_size) for batch_size in ((128, 512) if arguments.full else (128,))]
     groups += [] if arguments.quick or arguments.brief else of_all_settings(arguments)
     steps = arguments.steps or (1 if arguments.quick else 100 if arguments.device == "cuda" else 2)
     launches = arguments.device == "cuda" and not arguments.brief

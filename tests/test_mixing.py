@@ -157,16 +157,11 @@ BOTH = Mixing(mixup=0.4, cutmix=1.0)
 
 
 def stream_of(
-    loader: ResidentLoader,
-    mixing: Mixing = BOTH,
-    accumulation: int = 1,
-    rank: int = 0,
-    ranks: int = 1,
-    steps_at_once: int = 1,
+    loader: ResidentLoader, mixing: Mixing = BOTH, accumulation: int = 1, rank: int = 0, ranks: int = 1
 ) -> Stream:
     chosen = Augmentation(crop_padding=4, flip="alternating", cutout=8)
     transform = BatchTransform((0.5, 0.5, 0.5), (0.2, 0.2, 0.2), chosen, seed=4)
-    return Stream(loader, transform, torch.arange(40), 16, 4, accumulation, rank, ranks, mixing, steps_at_once)
+    return Stream(loader, transform, torch.arange(40), 16, 4, accumulation, rank, ranks, mixing)
 
 
 def test_partners_are_a_permutation_of_each_global_batch_anew_in_each_epoch() -> None:

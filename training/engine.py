@@ -40,8 +40,8 @@ from training.sam import SAM
 from training.stopping import StopAgreement, StopRequest
 
 GPU_CHUNK = 2048
-"""Images (mixed ones have as many partners besides) that a GPU reads and augments together: the CPU asks for each
-operation, however many images it is of."""
+"""Images (mixed ones have as many partners besides) that each GPU reads and augments together: the CPU asks for
+each operation, however many images it is of."""
 
 
 def open_prepared(config: Config, folder: Path | None = None) -> Prepared:
@@ -108,8 +108,8 @@ def make_stream(
     transform = make_transform(config, prepared, accelerator.device, accelerator.mixed_precision)
     share = (config.accumulation, accelerator.process_index, accelerator.num_processes)
     mixing = Mixing(config.mixup, config.cutmix, config.mix_probability)
-    own = config.batch_size // accelerator.num_processes
-    at_once = max(1, GPU_CHUNK // max(1, own)) if accelerator.device.type == "cuda" else 1
+    on_gpu = accelerator.device.type == "cuda"
+    at_once = max(1, GPU_CHUNK * accelerator.num_processes // config.batch_size) if on_gpu else 1
     return Stream(loader, transform, train_ids, config.batch_size, config.seed, *share, mixing, at_once), val_ids
 
 
