@@ -8,7 +8,8 @@ import pandas as pd
 from data.decode import decode_stream
 from data.errors import InputError
 from data.files import write_atomically
-from data.sources import numbered_images, read_labels
+from data.listing import numbered_images
+from data.sources import read_labels
 from training.cli import TTA, TTA_HELP, OneLineParser, one_line_errors
 
 

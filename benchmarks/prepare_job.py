@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data.listing import numbered_images
 from data.prepared import Prepared, prepare
-from data.sources import find_source, numbered_images
+from data.sources import find_source
 
 
 def open_prepared(folder: Path, cache_dir: Path) -> Prepared:

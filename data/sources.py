@@ -7,11 +7,9 @@
 import hashlib
 import io
 import os
-import re
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,9 +21,8 @@ from PIL import Image
 
 from data.errors import InputError
 from data.labels import label_table
+from data.listing import IMAGE_SUFFIXES, describe, digest, image_entries, natural_order, numbered_images, readable
 from data.spec import SPECS, DatasetSpec
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 @dataclass
@@ -56,67 +53,6 @@ class Source(Protocol):
 
     def load(self) -> Contents:
         """List all images with their labels; InputError for what the user has to mend."""
-
-
-def natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
-    """Sort key under which 2.png comes before 10.png; 1.png and 01.png have an order, too."""
-    # 18 digits: int() refuses thousands, which a label may have
-    parts = [part for part in re.split(r"([0-9]{1,18})", name) if part]
-    return [(0, int(part)) if part.isascii() and part.isdigit() else (1, part) for part in parts], name
-
-
-def numbered_images(folder: Path) -> dict[int, Path]:
-    """The images of a folder whose names are numbers, in number order.
-
-    Raises:
-        InputError: no images, or a name that is not a number, or one number twice.
-    """
-    images: dict[int, Path] = {}
-    for entry in _image_entries(folder):
-        path = Path(entry.path)
-        if not re.fullmatch("[0-9]{1,18}", path.stem):
-            raise InputError(f"{path}: the name is not a number; expected names such as 1{path.suffix}")
-        if int(path.stem) in images:
-            raise InputError(f"{path}: a second image with the number {int(path.stem)}; remove one of them")
-        images[int(path.stem)] = path
-    if not images:
-        raise InputError(
-            f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder; add some, or give another"
-        )
-    return dict(sorted(images.items()))
-
-
-@contextmanager
-def _readable(place: Path) -> Iterator[None]:
-    """InputError for what the system does not let us read; `place` is named where the system names no file."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or " ".join(str(error).split())
-        raise InputError(
-            f"{error.filename or place}: cannot be read: {reason}; check its name, permissions and links"
-        ) from error
-
-
-def _image_entries(folder: Path) -> list["os.DirEntry[str]"]:
-    with _readable(folder), os.scandir(folder) as entries:
-        images = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)]
-        for entry in images:
-            if entry.is_symlink():
-                entry.stat()  # a link to nothing would else be an image that is silently left out
-        return [entry for entry in images if entry.is_file()]
-
-
-def _digest(parts: list[str]) -> str:
-    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _describe(folder: Path) -> list[str]:
-    """Name, size and time of change of each image of a folder."""
-    entries = _image_entries(folder)
-    with _readable(folder):
-        found = [(entry.name, entry.stat()) for entry in entries]
-    return sorted(f"{name}|{status.st_size}|{status.st_mtime_ns}" for name, status in found)
 
 
 def read_labels(path: Path) -> pd.Series:
@@ -151,10 +87,10 @@ class KaggleFolder:
     def signature(self) -> str:
         parts = []
         for name, table in self.splits:
-            with _readable(table):
+            with readable(table):
                 parts.append(hashlib.sha256(table.read_bytes()).hexdigest())
-            parts += _describe(self.folder / name)
-        return _digest(parts)
+            parts += describe(self.folder / name)
+        return digest(parts)
 
     def load(self) -> Contents:
         tables = {name: label_table(path) for name, path in self.splits}
@@ -213,10 +149,9 @@ class ClassFolders:
     def __init__(self, folder: Path, spec: DatasetSpec | None):
         self.folder, self.spec = folder, spec
         self.key = f"folders:{spec.name if spec else 'folder'}:{folder.resolve()}"
-        self.train: Path = folder
-        self.test: Path | None = None
+        self.roots = [folder]
         if _class_folders(folder / "train"):
-            self.train, self.test = folder / "train", folder / "test"
+            self.roots = [root for root in (folder / "train", folder / "test") if root.is_dir()]
 
     @staticmethod
     def recognises(folder: Path) -> bool:
@@ -226,23 +161,23 @@ class ClassFolders:
 
     def signature(self) -> str:
         parts = []
-        for root in (self.train, self.test):
-            for sub in _class_folders(root) if root else []:
-                parts += [sub.name, *_describe(sub)]
-        return _digest(parts)
+        for root in self.roots:
+            parts += describe(root)
+            for sub in _class_folders(root):
+                parts += [sub.name, *describe(sub), *(inside.name for inside in _folders(sub))]
+        return digest(parts)
 
     def load(self) -> Contents:
-        for root in filter(None, (self.train, self.test)):
+        for root in self.roots:
             _check_class_folders(root)
-        found = [sub.name for sub in _class_folders(self.train)]
-        classes = self.spec.classes if self.spec else _two_or_more(self.train, found)
-        train = self._split(self.train, classes)
-        test = self._split(self.test, classes) if self.test and self.test.is_dir() else Split()
+        found = [sub.name for sub in _class_folders(self.roots[0])]
+        classes = self.spec.classes if self.spec else _two_or_more(self.roots[0], found)
+        train, *others = [self._split(root, classes) for root in self.roots]
+        test = others[0] if others else Split()
         absent = sorted(set(range(len(classes))) - set(train.labels.tolist()))
         if absent:
-            raise InputError(f"{self.train}: no images of the class {classes[absent[0]]!r}; add some")
-        if self.test:
-            _check_classes_of_test(train, test, classes, self.test)
+            raise InputError(f"{self.roots[0]}: no images of the class {classes[absent[0]]!r}; add some")
+        _check_classes_of_test(train, test, classes, self.roots[-1])
         return Contents(classes, train, test, self.spec)
 
     def _split(self, root: Path, classes: tuple[str, ...]) -> Split:
@@ -250,7 +185,7 @@ class ClassFolders:
         for sub in _class_folders(root):
             if sub.name not in classes:
                 raise InputError(f"{sub}: unknown class {sub.name!r}; {_known(classes)}")
-            paths = sorted((Path(e.path) for e in _image_entries(sub)), key=lambda p: natural_order(p.name))
+            paths = sorted((Path(e.path) for e in image_entries(sub)), key=lambda p: natural_order(p.name))
             split.images += paths  # type: ignore[operator]
             labels += [classes.index(sub.name)] * len(paths)
         split.labels = np.array(labels, dtype=np.int64)
@@ -259,12 +194,12 @@ class ClassFolders:
 
 def _class_folders(root: Path) -> list[Path]:
     """The folders in `root` that hold images, in natural order."""
-    return sorted((sub for sub in _folders(root) if _image_entries(sub)), key=lambda sub: natural_order(sub.name))
+    return sorted((sub for sub in _folders(root) if image_entries(sub)), key=lambda sub: natural_order(sub.name))
 
 
 def _folders(root: Path) -> list[Path]:
     """All folders in `root` but hidden ones."""
-    with _readable(root):
+    with readable(root):
         if not root.is_dir():
             return []
         entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
@@ -276,15 +211,19 @@ def _folders(root: Path) -> list[Path]:
 
 def _check_class_folders(root: Path) -> None:
     """InputError for what cannot be a class, and for images that would be left out in silence."""
+    for entry in image_entries(root):
+        raise InputError(f"{entry.path}: an image beside the classes' folders; move it into one, or remove it")
     others = {suffix for suffix in Image.registered_extensions() if suffix not in IMAGE_SUFFIXES}
     for folder in _folders(root):
         try:
             folder.name.encode()
         except UnicodeEncodeError as error:
             raise InputError(f"{folder}: the class' name is not in UTF-8; give it another") from error
-        if not _image_entries(folder):
+        if not image_entries(folder):
             kinds = ", ".join(IMAGE_SUFFIXES)
             raise InputError(f"{folder}: no images ({kinds}) of this class; add some, or remove the folder")
+        for inside in _folders(folder):
+            raise InputError(f"{inside}: a folder inside a class; move its images to {folder}, or remove it")
         for name in os.listdir(folder):
             if Path(name).suffix.lower() in others:
                 raise InputError(
@@ -311,7 +250,7 @@ class TorchvisionArchive:
 
     def signature(self) -> str:
         # The pixels are fixed by torchvision's checksums: the name says all.
-        return _digest(["torchvision", self.spec.name])
+        return digest(["torchvision", self.spec.name])
 
     def load(self) -> Contents:
         from torchvision import datasets  # seconds to import, and needed only here
@@ -359,7 +298,7 @@ class BuiltInShapes:
     def signature(self) -> str:
         from data import shapes
 
-        return _digest([hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()])
+        return digest([hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()])
 
     def load(self) -> Contents:
         from data import shapes
@@ -382,7 +321,7 @@ def find_source(dataset: str, folder: Path) -> Source:
     if dataset == "shapes":
         return BuiltInShapes()
     spec = SPECS.get(dataset)
-    with _readable(folder):
+    with readable(folder):
         if os.path.lexists(folder) and not folder.is_file():
             next(folder.iterdir(), None)  # a folder without permission, or a link to nothing, ends here
         if KaggleFolder.recognises(folder):

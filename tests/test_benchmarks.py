@@ -25,8 +25,9 @@ from benchmarks.step_overhead import NoNetwork
 from benchmarks.train_step import add_utilisation
 from data.augment import BatchTransform
 from data.errors import InputError
+from data.listing import numbered_images
 from data.prepared import Prepared, prepare
-from data.sources import Split, numbered_images
+from data.sources import Split
 from tests.conftest import ROOT
 from tests.images import PixelSource, prepared_pixels, random_images, save_image
 from training.config import Config, parse_config

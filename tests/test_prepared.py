@@ -154,7 +154,8 @@ def make_source(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tup
         return find_source("folder", folder), train, random_images(0)
     if kind == "two levels":
         train = write_class_folder(folder / "train", ["a", "b"], 10)
-        return find_source("folder", folder), train, write_class_folder(folder / "test", ["a", "b"], 3, seed=1)
+        test = write_class_folder(folder / "test", ["a", "b"], 3, seed=1)
+        return find_source("folder", folder), train, test
     if kind == "shapes":
         monkeypatch.setattr(shapes, "TRAIN_COUNT", 40)
         monkeypatch.setattr(shapes, "TEST_COUNT", 20)

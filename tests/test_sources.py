@@ -13,6 +13,7 @@ import pytest
 from data import shapes
 from data.decode import decode
 from data.errors import InputError
+from data.listing import natural_order, numbered_images
 from data.sources import (
     BuiltInShapes,
     ClassFolders,
@@ -21,8 +22,6 @@ from data.sources import (
     Split,
     TorchvisionArchive,
     find_source,
-    natural_order,
-    numbered_images,
     read_labels,
 )
 from data.spec import CIFAR10, CIFAR100, SPECS
@@ -325,6 +324,20 @@ def test_an_image_of_a_kind_that_is_not_read_is_refused(tmp_path: Path) -> None:
     write_class_folder(tmp_path, ["a", "b"], 2)
     (tmp_path / "b" / "2.png").rename(tmp_path / "b" / "2.TIF")
     refused(class_folders(tmp_path).load, tmp_path / "b" / "2.TIF", "images of this kind are not read")
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [("train/1.png", "an image beside the classes' folders"), ("test/a/more/1.png", "a folder inside a class")],
+)
+def test_an_image_that_belongs_to_no_class_is_refused(tmp_path: Path, lost: str, reason: str) -> None:
+    for split in ("train", "test"):
+        write_class_folder(tmp_path / split, ["a", "b"], 1)
+    source = class_folders(tmp_path)
+    former = source.signature()
+    save_image(tmp_path / lost, PIXELS)
+    assert source.signature() != former  # a cache of the former images would hide it
+    refused(source.load, tmp_path / Path(lost).parent, reason)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")

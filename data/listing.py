@@ -1,0 +1,73 @@
+"""The image files of a folder: their order, their names, and whether they have changed."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from data.errors import InputError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+def natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
+    """Sort key under which 2.png comes before 10.png; 1.png and 01.png have an order, too."""
+    # 18 digits: int() refuses thousands, which a label may have
+    parts = [part for part in re.split(r"([0-9]{1,18})", name) if part]
+    return [(0, int(part)) if part.isascii() and part.isdigit() else (1, part) for part in parts], name
+
+
+def numbered_images(folder: Path) -> dict[int, Path]:
+    """The images of a folder whose names are numbers, in number order.
+
+    Raises:
+        InputError: no images, or a name that is not a number, or one number twice.
+    """
+    images: dict[int, Path] = {}
+    for entry in image_entries(folder):
+        path = Path(entry.path)
+        if not re.fullmatch("[0-9]{1,18}", path.stem):
+            raise InputError(f"{path}: the name is not a number; expected names such as 1{path.suffix}")
+        if int(path.stem) in images:
+            raise InputError(f"{path}: a second image with the number {int(path.stem)}; remove one of them")
+        images[int(path.stem)] = path
+    if not images:
+        raise InputError(
+            f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder; add some, or give another"
+        )
+    return dict(sorted(images.items()))
+
+
+@contextmanager
+def readable(place: Path) -> Iterator[None]:
+    """InputError for what the system does not let us read; `place` is named where the system names no file."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise InputError(
+            f"{error.filename or place}: cannot be read: {reason}; check its name, permissions and links"
+        ) from error
+
+
+def image_entries(folder: Path) -> list["os.DirEntry[str]"]:
+    with readable(folder), os.scandir(folder) as entries:
+        images = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+        for entry in images:
+            if entry.is_symlink():
+                entry.stat()  # a link to nothing would else be an image that is silently left out
+        return [entry for entry in images if entry.is_file()]
+
+
+def digest(parts: list[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def describe(folder: Path) -> list[str]:
+    """Name, size and time of change of each image of a folder."""
+    entries = image_entries(folder)
+    with readable(folder):
+        found = [(entry.name, entry.stat()) for entry in entries]
+    return sorted(f"{name}|{status.st_size}|{status.st_mtime_ns}" for name, status in found)
