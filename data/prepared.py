@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,25 +71,33 @@ def prepare(source: Source, cache_dir: Path) -> Prepared:
     Raises:
         InputError: an image or label that the user has to mend; nothing is left behind.
     """
-    signature = source.signature()
     folder = cache_dir / hashlib.sha256(os.fsencode(source.key)).hexdigest()[:16]
-    with cache_lock(folder):
-        if (meta := _whole(folder, signature)) is None:
-            _build(source, source.signature(), folder)
-            meta = _whole(folder, None)
-        if meta is None:
-            reason = "the cache just written does not match its digests; check the disk"
-            raise OSError(errno.EIO, reason, str(folder))
-        return Prepared(
-            folder=folder,
-            images=np.load(folder / "images.npy", mmap_mode="c"),  # torch takes no arrays that are read-only
-            labels=np.load(folder / "labels.npy"),
-            train_count=meta["train_count"],
-            classes=tuple(meta["classes"]),
-            mean=tuple(meta["mean"]),
-            std=tuple(meta["std"]),
-            digest=meta["digest"],
-        )
+    # The source is listed while the cache is read: each takes tenths of a second. A signature from before a wait
+    # for the lock may be older than what is built then: at worst the next start builds it once more.
+    with ThreadPoolExecutor(1) as pool:
+        signature = pool.submit(source.signature)
+        with cache_lock(folder):
+            meta = _whole(folder)
+            if meta is None or meta["signature"] != signature.result():
+                _build(source, signature.result(), folder)
+                meta = _whole(folder)
+            if meta is None:
+                reason = "the cache just written does not match its digests; check the disk"
+                raise OSError(errno.EIO, reason, str(folder))
+            return _open(folder, meta)
+
+
+def _open(folder: Path, meta: dict[str, Any]) -> Prepared:
+    return Prepared(
+        folder=folder,
+        images=np.load(folder / "images.npy", mmap_mode="c"),  # torch takes no arrays that are read-only
+        labels=np.load(folder / "labels.npy"),
+        train_count=meta["train_count"],
+        classes=tuple(meta["classes"]),
+        mean=tuple(meta["mean"]),
+        std=tuple(meta["std"]),
+        digest=meta["digest"],
+    )
 
 
 def cache_lock(folder: Path) -> FileLock:
@@ -97,13 +106,13 @@ def cache_lock(folder: Path) -> FileLock:
     return FileLock(folder.with_suffix(".lock"))
 
 
-def _whole(folder: Path, signature: str | None) -> dict[str, Any] | None:
-    """The cache's meta.json if its files have their digests, and belong to `signature` if one is given."""
+def _whole(folder: Path) -> dict[str, Any] | None:
+    """The cache's meta.json, if its files have their digests."""
     try:
         meta = read_json(folder / "meta.json")
         if meta.pop("sha256") != _digest_of(meta):
             return None
-        if meta["format"] != _FORMAT or (signature is not None and meta["signature"] != signature):
+        if meta["format"] != _FORMAT:
             return None
         if any(sha256_of(folder / name) != digest for name, digest in meta["files"].items()):
             return None

@@ -638,7 +638,7 @@ def remains(here: Path) -> dict[str, tuple[int, ...]]:
 
 def is_whole_cache(folder: Path) -> bool:
     expected = {"images.npy", "labels.npy", "meta.json"}
-    return {path.name for path in folder.iterdir()} == expected and preparation._whole(folder, None) is not None
+    return {path.name for path in folder.iterdir()} == expected and preparation._whole(folder) is not None
 
 
 def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
