@@ -1,6 +1,7 @@
 """Evaluate a run on one device: `python evaluate.py runs/NAME`.
 
-Prints a table, and writes evaluation.json, confusion.png, predictions.png and mistakes.png beside the weights.
+Prints a table, and writes evaluation.json, confusion.png, predictions.png and mistakes.png beside the weights,
+replacing those of a former evaluation.
 """
 
 import argparse
@@ -15,6 +16,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="a run's folder, or its best.safetensors")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="which images (default: test)")
     parser.add_argument("--data-dir", type=Path, help="folder of the images (default: where the run found them)")
+    parser.add_argument("--cache-dir", type=Path, help="folder of the decoded images (default: the run's)")
     parser.add_argument("--tta", choices=TTA, default="none", help=f"also report the mean over {TTA_HELP}")
     with one_line_errors():
         evaluate(parser.parse_args())
@@ -28,6 +30,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         arguments.run,
         arguments.split,
         arguments.data_dir,
+        arguments.cache_dir,
         arguments.tta,
         show=lambda report: print_table(arguments.run, report),
     )

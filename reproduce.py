@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import InputError
 from training.cli import OneLineParser, one_line_errors
-from training.config import Config, parse_config
+from training.config import ROOT, Config, parse_config
 from training.jobs import (
-    ROOT,
     add_flags,
     check_flags,
     complete,
@@ -301,7 +300,7 @@ def evaluate(job: Job) -> None:
 
     found = evaluation_of(job.run)
     if found is None or found["split"] != job.split or job.tta not in ("none", found["tta"]):
-        found = evaluate_run(job.run, job.split, job.config.source_folder, job.tta)
+        found = evaluate_run(job.run, job.split, job.config.source_folder, tta=job.tta)
     print(f"{job.run}: {job.split} accuracy {100 * found['accuracy']:.2f} %", flush=True)
 
 

@@ -30,33 +30,39 @@ def submit(arguments: argparse.Namespace) -> None:
         kind = "a folder" if arguments.out.is_dir() else "no regular file"
         raise InputError(f"--out {arguments.out}: is {kind}; expected a file to write")
     images = numbered_images(arguments.images)
-    check_against_sample(arguments.images, list(images))
-    labels = predict(arguments.run, list(images.values()), arguments.tta)
+    known = check_against_sample(arguments.images, list(images))
+    labels = predict(arguments.run, list(images.values()), arguments.tta, known)
     table = pd.DataFrame({"id": list(images), "label": labels})
     write_atomically(arguments.out, table.to_csv(index=False, lineterminator="\n").encode())
     print(f"{arguments.out}: {len(table)} predictions")
 
 
-def check_against_sample(folder: Path, ids: list[int]) -> None:
-    """Compare the ids with sampleSubmission.csv, where one lies in the folder or beside it.
+def check_against_sample(folder: Path, ids: list[int]) -> set[str]:
+    """Compare the ids with sampleSubmission.csv, where one lies in the folder or beside it; returns its labels.
 
     Raises:
         InputError: an image is missing or too many.
     """
     for sample in (folder / "sampleSubmission.csv", folder.resolve().parent / "sampleSubmission.csv"):
         if sample.is_file():
-            expected = set(read_labels(sample).index)
+            labels = read_labels(sample)
+            expected = set(labels.index)
             if missing := sorted(expected - set(ids)):
                 raise InputError(
                     f"{folder}: no image for id {missing[0]} of {sample} ({len(missing)} missing in all)"
                 )
             if extra := sorted(set(ids) - expected):
                 raise InputError(f"{folder}: image {extra[0]} is not in {sample} ({len(extra)} such in all)")
-            return
+            return set(labels)
+    return set()
 
 
-def predict(run: Path, paths: list[Path], tta: str) -> list[str]:
-    """The class names predicted for image files, in their order. Only a few batches are in memory at a time."""
+def predict(run: Path, paths: list[Path], tta: str, known: set[str]) -> list[str]:
+    """The class names predicted for image files, in their order. Only a few batches are in memory at a time.
+
+    Raises:
+        InputError: the run does not tell the classes `known` apart.
+    """
     # Imported here: torch takes seconds, and --help or a mistaken flag should not wait for it.
     import torch
     from tqdm import tqdm
@@ -65,6 +71,8 @@ def predict(run: Path, paths: list[Path], tta: str) -> list[str]:
 
     predictor, about, _ = open_predictor(run)
     classes, labels = about["classes"], []
+    if unknown := sorted(known - set(classes)):
+        raise InputError(f"{run}: trained on other classes than sampleSubmission.csv's, which has {unknown[0]!r}")
     with tqdm(total=len(paths), desc="predicting", unit="image", disable=None) as bar:
         for pixels in decode_stream(paths, EVALUATION_BATCH):
             images = torch.from_numpy(pixels).to(predictor.device).permute(0, 3, 1, 2)

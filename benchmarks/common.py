@@ -3,7 +3,6 @@
 import os
 import shlex
 import statistics
-import subprocess
 import sys
 from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from data.errors import InputError
 from data.files import write_json
 from training.cli import OneLineParser, one_line_errors
 from training.config import Config
-from training.hardware import device_name, set_threads, versions
+from training.hardware import commit, device_name, set_threads, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
@@ -109,7 +108,7 @@ def report(name: str, arguments: Namespace, rows: Sequence[Row]) -> dict[str, An
         "dataset": arguments.dataset,
         "quick": arguments.quick,
         "repeats": arguments.repeats,
-        **_commit(),
+        **commit(),
         "versions": versions() | {"pillow": version("pillow")},
         "cpu": device_name(cpu),
         "gpu": device_name(torch.device("cuda")) if arguments.device == "cuda" else None,
@@ -121,17 +120,6 @@ def report(name: str, arguments: Namespace, rows: Sequence[Row]) -> dict[str, An
             for row in rows
         ],
     }
-
-
-def _commit() -> dict[str, Any]:
-    """The checkout's commit, and whether anything but results differs from it; None outside of a checkout."""
-
-    def git(*arguments: str) -> str | None:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    changes = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
 
 
 def make_parser(name: str, description: str | None) -> OneLineParser:

@@ -26,6 +26,7 @@ def open_shares(config: Config) -> Callable[[int], dict[str, float]]:
     device = trainer.accelerator.device
 
     def measure(count: int) -> dict[str, float]:
+        count += -count % trainer.stream.steps_at_once  # those are read together
         ratio = time_steps(with_data, count, device) / time_steps(without, count, device)
         return {"waiting %": waiting_percentage(trainer, data, count), "with data / without": ratio}
 

@@ -141,6 +141,7 @@ def open_start(name: str, config: Config) -> Callable[[], dict[str, float]]:
             started = time.perf_counter()
             images = open_passes(name, config)()
             next(images)
+            synchronize(default_device())
             first = time.perf_counter() - started
             for _ in images:
                 pass

@@ -2,6 +2,7 @@
 
 Of each step the time in data, compute and communication; and the rate of evaluation. Jobs take turns, each started
 anew for each repeat. On a CPU all processes share the allowed cores: 2 against 1 there is what the processes cost.
+On a GPU one process alone runs CUDA graphs, so that its compute is not that of several.
 """
 
 import json

@@ -159,8 +159,14 @@ class ClassFolders:
         names = {sub.name for sub in _class_folders(folder)}
         return bool(_class_folders(folder / "train") or names - {"train", "test"})
 
+    def _others(self) -> list[Path]:
+        """Folders with images beside train/ and test/: val/, say."""
+        beside = _folders(self.folder) if self.roots != [self.folder] else []
+        others = [other for other in beside if other.name not in ("train", "test")]
+        return [other for other in others if image_entries(other) or _class_folders(other)]
+
     def signature(self) -> str:
-        parts = []
+        parts = [other.name for other in self._others()]
         for root in self.roots:
             parts += describe(root)
             for sub in _class_folders(root):
@@ -170,6 +176,11 @@ class ClassFolders:
     def load(self) -> Contents:
         for root in self.roots:
             _check_class_folders(root)
+        for other in self._others():
+            raise InputError(
+                f"{other}: images beside train/ and test/ are not read (validation images are split off train/); "
+                "move them there, or remove them"
+            )
         found = [sub.name for sub in _class_folders(self.roots[0])]
         classes = self.spec.classes if self.spec else _two_or_more(self.roots[0], found)
         train, *others = [self._split(root, classes) for root in self.roots]
@@ -258,6 +269,8 @@ class TorchvisionArchive:
         kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.spec.name]
         places = [self.folder / self._archives[self.spec.name], self.folder / self._batches[self.spec.name]]
         absent = [place for place in (*places, self.folder) if not place.exists()]
+        if places[0] in absent and places[1] in absent:
+            print(f"{self.folder}: no images there; downloading {self.spec.name}", flush=True)
         # torchvision draws its progress into logs, too
         progress = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
         splits = []

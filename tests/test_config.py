@@ -85,6 +85,8 @@ def test_choices_are_those_of_the_networks():
         (["--model", "alexnet"], "--model"),
         (["--name", "../up"], "--name"),
         (["--bogus", "1"], "--bogus"),
+        (["--epoch", "1"], "--epoch 1"),  # no abbreviations: --seed could be --seeds of another version
+        (["--epochs", "3", "--warmup", "3.5"], "--warmup 3.5"),
         (["--recipe", "no-such-file.yaml"], "no-such-file.yaml"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

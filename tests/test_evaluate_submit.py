@@ -1,11 +1,13 @@
 """evaluate.py and submit.py on a finished run."""
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import run_script
@@ -32,6 +34,13 @@ def test_evaluation_of_the_test_set(run, images):
     assert np.mean([row["f1"] for row in report["per_class"]]) == pytest.approx(report["macro_f1"])
     assert f"accuracy {report['accuracy']:.4f}" in done.stdout
     assert (run / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert (report["precision"], report["versions"]["torch"]) == ("no", torch.__version__.partition("+")[0])
+    assert report["device"]
+
+
+def test_the_decoded_images_may_be_kept_elsewhere_than_the_run_kept_them(run, tmp_path):
+    assert run_script("evaluate.py", run, "--cache-dir", tmp_path / "elsewhere").returncode == 0
+    assert list((tmp_path / "elsewhere").glob("*/images.npy"))
 
 
 def test_validation_split_is_the_one_of_training(run, tiny_run):
@@ -92,6 +101,17 @@ def test_a_submission_that_does_not_match_the_sample_is_refused(run, images, tmp
     done = run_script("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
     assert done.returncode == 2
     assert "image 99" in done.stderr
+    assert not (run / "s.csv").exists()
+
+
+def test_a_submission_of_other_classes_is_refused(run, images, tmp_path):
+    folder = tmp_path / "kaggle"
+    shutil.copytree(images / "test", folder / "test")
+    sample = (images / "sampleSubmission.csv").read_text()
+    (folder / "sampleSubmission.csv").write_text(re.sub("([0-9]+),.+", r"\1,unicorn", sample))
+    done = run_script("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
+    assert done.returncode == 2
+    assert "trained on other classes than sampleSubmission.csv's, which has 'unicorn'" in done.stderr
     assert not (run / "s.csv").exists()
 
 

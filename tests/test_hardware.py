@@ -5,10 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from data.errors import InputError
 from tests.conftest import ROOT
 from training import hardware
+from training.config import Config
 from training.hardware import choose_precision
 
 
@@ -30,6 +32,14 @@ def test_precision(monkeypatch, wanted, launcher, has_bf16, expected):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
     monkeypatch.setattr(hardware, "has_bf16", lambda use_cpu: has_bf16)
     assert choose_precision(wanted, use_cpu=False) == expected
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 processes on this machine, which has 1 GPUs"):
+        hardware.make_accelerator(Config())
 
 
 @pytest.mark.parametrize("launcher", ["no", "fp16"])

@@ -51,7 +51,6 @@ class Machines:
 
     def start(self, *arguments: object) -> list["subprocess.Popen[str]"]:
         """The job's command on each machine: one process a machine."""
-        environment = os.environ | {"GLOO_SOCKET_IFNAME": "eth0"}
         jobs = []
         for number in range(1, self.count + 1):
             launch = ["--num_machines", self.count, "--machine_rank", number - 1, "--same_network"]
@@ -60,7 +59,7 @@ class Machines:
             job[job.index("--main_process_port") + 1] = "29500"
             job = ["ip", "netns", "exec", f"{self.name}{number}", *on_own_cores(number, self.count), *job]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            jobs.append(subprocess.Popen(job, cwd=ROOT, env=environment, **pipes))
+            jobs.append(subprocess.Popen(job, cwd=ROOT, **pipes))
         return jobs
 
     def kill(self, number: int) -> None:

@@ -340,6 +340,18 @@ def test_an_image_that_belongs_to_no_class_is_refused(tmp_path: Path, lost: str,
     refused(source.load, tmp_path / Path(lost).parent, reason)
 
 
+@pytest.mark.parametrize("images", ["val/a/1.png", "more/1.png"])
+def test_images_beside_train_and_test_are_refused(tmp_path: Path, images: str) -> None:
+    write_class_folder(tmp_path / "train", ["a", "b"], 1)
+    source = class_folders(tmp_path)
+    (tmp_path / "notes").mkdir()
+    former = source.signature()
+    source.load()
+    save_image(tmp_path / images, PIXELS)
+    assert source.signature() != former
+    refused(source.load, tmp_path / Path(images).parts[0], "images beside train/ and test/ are not read")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
 def test_a_class_whose_name_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     write_class_folder(tmp_path, ["a", os.fsdecode(b"b\xe4")], 1)
@@ -409,9 +421,12 @@ def holds_the_tiny_archive(source: Source) -> bool:
     return contents.spec is not None and contents.classes == contents.spec.classes
 
 
-def test_torchvisions_archive_is_read_without_a_network(archive: TorchvisionArchive) -> None:
+def test_torchvisions_archive_is_read_without_a_network(
+    archive: TorchvisionArchive, capsys: pytest.CaptureFixture[str]
+) -> None:
     (archive.folder / archive._archives[archive.spec.name]).unlink()
     assert holds_the_tiny_archive(archive)
+    assert capsys.readouterr().out == ""
 
 
 def test_the_archive_is_unpacked_where_only_its_download_is_there(archive: TorchvisionArchive) -> None:
@@ -423,7 +438,11 @@ def test_the_archive_is_unpacked_where_only_its_download_is_there(archive: Torch
 
 @pytest.mark.parametrize("exists", [False, True], ids=["absent", "empty"])
 def test_an_absent_or_empty_folder_is_filled_by_a_download(
-    archive: TorchvisionArchive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exists: bool
+    archive: TorchvisionArchive,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    exists: bool,
 ) -> None:
     content = (archive.folder / archive._archives[archive.spec.name]).read_bytes()
     asked = serve(monkeypatch, content)
@@ -431,6 +450,7 @@ def test_an_absent_or_empty_folder_is_filled_by_a_download(
     if exists:
         target.mkdir(parents=True)
     assert holds_the_tiny_archive(find_source(archive.spec.name, target))
+    assert capsys.readouterr().out == f"{target}: no images there; downloading {archive.spec.name}\n"
     assert asked
     assert all(url.endswith(archive._archives[archive.spec.name]) for url in asked)
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from tests.conftest import ROOT, TINY, command, forget_accelerate, run_script, wait_until
 from train import train
+from training import hardware, recorder
 from training.checkpoint import load_newest_checkpoint, load_weights, save_weights
 from training.config import Config, parse_config
 from training.stopping import StopRequest
@@ -24,7 +25,7 @@ from training.stopping import StopRequest
 SUMMARY_KEYS = {
     *("recipe", "epochs", "steps", "train_images", "val_images", "best_epoch", "val_accuracy", "val_macro_f1"),
     *("seconds", "train_seconds", "images_per_second", "world_size", "precision", "loader", "seed"),
-    *("weights_sha256", "metrics_sha256", "versions", "device"),
+    *("weights_sha256", "metrics_sha256", "versions", "device", "commit", "dirty"),
 }
 
 
@@ -187,6 +188,30 @@ def test_a_finished_run_started_again_stays_as_it_is(train_tiny):
     before, metrics = summary(run), (run / "metrics.jsonl").read_bytes()
     assert summary(train_tiny("twice", "--epochs", 1)) == before
     assert (run / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_a_run_that_goes_on_with_other_versions_is_warned(tiny_run, images, tmp_path, process_as_it_was, capsys):
+    again(tiny_run, images, tmp_path, 2, lambda weights: None)
+    assert capsys.readouterr().err == ""
+    found = hardware.versions() | {"torch": "9.9"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "versions", lambda: found)
+        shutil.rmtree(tmp_path / "again")
+        forget_accelerate()
+        again(tiny_run, images, tmp_path, 2, lambda weights: None)
+    former = hardware.versions()["torch"]
+    assert capsys.readouterr().err == f"warning: going on with other than before: torch {former} -> 9.9\n"
+
+
+@pytest.mark.parametrize(("milestones", "told"), [("[1]", False), ("[2,3]", True)])
+def test_a_learning_rate_that_never_falls_is_told(
+    tiny_run, images, tmp_path, process_as_it_was, capsys, milestones, told
+):
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    flags = [*TINY, *where, "--subset", 0.5, "--schedule", "multistep", "--milestones", milestones]
+    train(parse_config([*map(str, flags)]), StopRequest())
+    line = "no milestone lies within 2 epochs: the learning rate stays at 0.02"
+    assert (line in capsys.readouterr().out.splitlines()) == told
 
 
 @pytest.mark.parametrize(

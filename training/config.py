@@ -19,6 +19,9 @@ from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from data.errors import InputError
 from data.files import check_digest
 
+ROOT = Path(__file__).resolve().parent.parent
+"""The folder of train.py and recipes/."""
+
 HELD_OUT = ("stratified", "last")
 """The splits that hold validation images out of the training set, so that the best epoch may be chosen by them."""
 
@@ -34,7 +37,7 @@ class Config:
     runs_dir: str = "runs"
     """Folder of all runs."""
     dataset: Literal["cifar10", "cifar100", "shapes", "folder"] = "cifar10"
-    """The data set; shapes is built in, folder is any set of class folders."""
+    """The data set; shapes is built in, folder is any set of class folders with images of 32x32 pixels."""
     data_dir: str = ""
     """Folder of the images; its layout is recognised. Empty: datasets/<dataset>. CIFAR is downloaded if absent."""
     cache_dir: str = "cache"
@@ -80,7 +83,7 @@ class Config:
     zero_init: bool = False
     """Begin with the last BatchNorm of each residual block at 0, so that the blocks begin as the identity."""
     weights: str = ""
-    """File with torchvision's weights to start from, all but the last layer."""
+    """File with torchvision's weights of this network (resnet18: stem imagenet), all but the last layer."""
 
     epochs: int = 100
     """Passes over the training images, at least 1."""
@@ -113,13 +116,13 @@ class Config:
     schedule: Literal["multistep", "cosine", "triangle", "inverse-time", "constant"] = "multistep"
     """Learning rate: by milestones, cosine to 0, triangle 0.2 -> 1 -> 0, lr / (1 + decay x steps), constant."""
     milestones: list[float] = field(default_factory=lambda: [30, 60, 90])
-    """Epochs, or parts of them, after which multistep multiplies the learning rate by gamma, ascending."""
+    """Ascending epochs, or parts of them, after which multistep multiplies the rate by gamma: [30, 60.5], say."""
     gamma: float = 0.1
     """Factor of multistep, above 0 to 1."""
     decay: float = 0.0
     """Decay of inverse-time, per optimizer step, at least 0."""
     warmup: float = 0.0
-    """Epochs over which the learning rate rises linearly from 0, at least 0."""
+    """Epochs over which the learning rate rises linearly from 0, 0 to all of them."""
 
     seed: int = 0
     """Seed of weights, split, order and augmentation, at least 0."""
@@ -160,6 +163,8 @@ class Config:
         if self.milestones != sorted(set(self.milestones)) or not all(0 < m < math.inf for m in self.milestones):
             shown = ", ".join(f"{milestone:g}" for milestone in self.milestones)
             raise InputError(f"--milestones [{shown}]: expected ascending epochs, the first above 0")
+        if self.warmup > self.epochs:
+            raise InputError(f"--warmup {self.warmup}: expected at most --epochs {self.epochs}")
         if self.dataset == "shapes" and self.data_dir:
             raise InputError(f"--data-dir {self.data_dir}: the shapes are built in; leave it away, or use folder")
         if self.optimizer == "nesterov" and not self.momentum:
@@ -247,7 +252,7 @@ def as_flags(values: Mapping[str, Any]) -> list[str]:
 
 
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="train.py", description=Config.__doc__, exit_on_error=False)
+    parser = ArgumentParser(prog="train.py", description=Config.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument(
         "--recipe", action=ActionConfigFile, help="YAML file with values for any of the flags below."
     )

@@ -44,9 +44,8 @@ GPU_CHUNK = 2048
 each operation, however many images it is of."""
 
 
-def open_prepared(config: Config, folder: Path | None = None) -> Prepared:
-    """The prepared data set; `folder` takes the place of the config's."""
-    return prepare(find_source(config.dataset, folder or config.source_folder), Path(config.cache_dir))
+def open_prepared(config: Config) -> Prepared:
+    return prepare(find_source(config.dataset, config.source_folder), Path(config.cache_dir))
 
 
 def open_data(config: Config, accelerator: Accelerator) -> tuple[Prepared, Loader, str]:
@@ -220,11 +219,14 @@ class Trainer:
         It does so after its first backward pass, and another arrangement adds the gradients of three or more
         processes in another order: a resumed run would differ from an uninterrupted one in its first step. The
         second forward pass builds the new buckets; were its gradients not taken, the reducer would go on waiting
-        for them, and average those of the first step's first micro-batch too early.
+        for them, and average those of the first step's first micro-batch too early. The images are of the form of
+        a micro-batch, so that torch.compile does not take the sizes for changing ones.
         """
         if self.accelerator.num_processes == 1:
             return
-        images = torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE, device=self.accelerator.device)
+        size = self.config.batch_size // (self.accelerator.num_processes * self.config.accumulation)
+        images = torch.zeros(size, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=self.predictor.dtype)
+        images = images.to(self.accelerator.device, memory_format=torch.channels_last)
         with buffers_kept(self.network):
             for _ in range(2):
                 self.model(images).sum().backward()

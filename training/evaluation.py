@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from data.spec import SPECS
 from training.cli import METRICS
 from training.config import HELD_OUT, Config, recorded_config
 from training.engine import choose_ids, open_prepared
+from training.hardware import device_name, versions
 from training.inference import EVALUATION_BATCH, Predictor, open_predictor
 
 
@@ -118,7 +119,8 @@ def draw_evaluation(evaluation: Evaluation, prepared: Prepared, title: str, fold
 def evaluate_run(
     run: Path,
     split: str,
-    data_dir: Path | None,
+    data_dir: Path | None = None,
+    cache_dir: Path | None = None,
     tta: str = "none",
     show: Callable[[dict[str, Any]], object] = lambda report: None,
 ) -> dict[str, Any]:
@@ -128,6 +130,7 @@ def evaluate_run(
         run: a run's folder, or a weights file.
         split: "test" or "val".
         data_dir: folder of the images; None: where the run found them.
+        cache_dir: folder of the decoded images; None: where the run kept them.
         tta: test-time augmentation, reported besides the plain result; the pictures show that one.
         show: is given the report before anything is written: a full disk does not take it away.
 
@@ -136,7 +139,9 @@ def evaluate_run(
     """
     predictor, about, weights = open_predictor(run)
     config = recorded_config(about["config"], weights)
-    prepared, ids = images_of(config, split, data_dir)
+    given = {"data_dir": data_dir, "cache_dir": cache_dir}
+    config = replace(config, **{name: str(folder) for name, folder in given.items() if folder is not None})
+    prepared, ids = images_of(config, split)
     if split == "val" and prepared.digest != about["data"]:
         raise InputError(
             "--split val: these are not the images that the run held some out of; give its --data-dir"
@@ -150,6 +155,9 @@ def evaluate_run(
         "split": split,
         "weights_sha256": about["weights_sha256"],
         **evaluation.report,
+        "precision": predictor.precision,
+        "versions": versions(),
+        "device": device_name(predictor.device),
     }
     show(report)
     title = f"{weights.resolve().parent.name}: {split}, accuracy {100 * report['accuracy']:.2f} %"
@@ -158,9 +166,9 @@ def evaluate_run(
     return report
 
 
-def images_of(config: Config, split: str, data_dir: Path | None) -> tuple[Prepared, Tensor]:
+def images_of(config: Config, split: str) -> tuple[Prepared, Tensor]:
     """The prepared data set of a run, and the ids of one split."""
-    prepared = open_prepared(config, data_dir)
+    prepared = open_prepared(config)
     if split == "test":
         if not prepared.test_ids:
             raise InputError("--split test: there are no labelled test images; use --split val")

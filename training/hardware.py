@@ -1,11 +1,17 @@
-"""Processes, precision and threads: what a script asks of the machine before it starts."""
+"""Processes, precision and threads: what a script asks of the machine before it starts; and what it ran on."""
 
 import os
 import platform
+import shutil
+import socket
+import subprocess
 import warnings
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -13,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from data.decode import allowed_cores
 from data.errors import InputError
-from training.config import Config
+from training.config import ROOT, Config
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -21,12 +27,18 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def make_accelerator(config: Config) -> Accelerator:
     """The Accelerator of this process: all of the launcher's GPUs, or the CPU where there is none."""
     use_cpu = not torch.cuda.is_available()
+    if not use_cpu and local_processes() > torch.cuda.device_count():
+        raise InputError(
+            f"--num_processes: {local_processes()} processes on this machine, which has "
+            f"{torch.cuda.device_count()} GPUs; start one for each GPU at most"
+        )
     # torch 2.15 renames the option used below; its successor is not in the versions before, nor in accelerate
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     set_threads()
     set_determinism(config.deterministic)
     precision = choose_precision(config.precision, use_cpu)
     timeout = timedelta(seconds=config.peer_timeout)
+    _choose_network()
     _meet_after_a_restart("gloo" if use_cpu else "nccl", timeout)
     return Accelerator(
         cpu=use_cpu,
@@ -37,6 +49,25 @@ def make_accelerator(config: Config) -> Accelerator:
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
         ],
     )
+
+
+def _choose_network() -> None:
+    """Let gloo, on several machines, use the network on which this machine reaches the first one.
+
+    It would take the address of the machine's own name, which on many is 127.0.1.1: nothing that others can reach.
+    """
+    several_machines = int(os.environ.get("WORLD_SIZE", "1")) > local_processes()
+    if not several_machines or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    first = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    with suppress(OSError):  # then gloo's own choice stands
+        family, kind, _, _, address = socket.getaddrinfo(*first, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # of a datagram socket: nothing is sent
+            own = probe.getsockname()[0]
+        for name, addresses in psutil.net_if_addrs().items():
+            if own in {entry.address for entry in addresses} and not own.startswith("127."):
+                os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def _meet_after_a_restart(backend: str, timeout: timedelta) -> None:
@@ -131,3 +162,16 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> dict[str, Any]:
+    """The checkout's commit, and whether anything but results differs from it; None outside of a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        if shutil.which("git") is None:
+            return None
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}

@@ -40,7 +40,7 @@ class Predictor:
         precision: str,
     ):
         self.model, self.transform, self.device = model, transform, device
-        self.dtype = DTYPES[precision]
+        self.precision, self.dtype = precision, DTYPES[precision]
 
     @out_of_memory_told(_IN_EVALUATION)
     @torch.inference_mode()
@@ -109,7 +109,8 @@ def open_predictor(run: Path) -> tuple[Predictor, dict[str, Any], Path]:
     set_threads()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = about["precision"]
-    if device.type == "cpu" and (precision == "fp16" or not has_bf16(use_cpu=True)):
+    on_cpu = device.type == "cpu"
+    if (precision == "fp16" and on_cpu) or (precision == "bf16" and not has_bf16(on_cpu)):
         precision = "no"
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     transform = BatchTransform(about["mean"], about["std"], device=device, dtype=DTYPES[precision])

@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import InputError
-from training.config import HELD_OUT, Config, flag, parse_config
+from training.config import HELD_OUT, ROOT, Config, flag, parse_config
 from training.stopping import STOPPED
-
-ROOT = Path(__file__).resolve().parent.parent
 
 OWN_FLAGS = (
     "recipe",

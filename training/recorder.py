@@ -31,7 +31,7 @@ from training.checkpoint import (
 from training.cli import shown, tell
 from training.config import Config
 from training.engine import Trainer, pixel_statistics
-from training.hardware import device_name, versions
+from training.hardware import commit, device_name, versions
 from training.stopping import Stopped
 from training.tracking import Tracking
 
@@ -67,6 +67,8 @@ class Recorder(NullRecorder):
         self.folder = config.run_folder
         self.lock = FileLock(self.folder / ".lock")  # the system frees it when its holder dies
         self.holder = self.folder / ".pid"
+        self.commit = commit()  # now: the checkout may change while the run lasts
+        self.origin = {**versions(), "commit": self.commit["commit"], "device": device_name(accelerator.device)}
         self.metrics_lines: list[str] = []
         self.tracking: Tracking | None = None
 
@@ -92,7 +94,16 @@ class Recorder(NullRecorder):
                 )
             self.metrics_lines = state.pop("metrics_lines")
             self._check_best(state["progress"])
+            self._compare_origin(state.pop("origin", {}))
         return state
+
+    def _compare_origin(self, former: dict[str, Any]) -> None:
+        """Warn where a checkpoint is from other code, versions or hardware: the same bits are not promised."""
+        changes = [
+            f"{name} {former[name]} -> {now}" for name, now in self.origin.items() if former.get(name, now) != now
+        ]
+        if changes:
+            print(f"warning: going on with other than before: {', '.join(changes)}", file=sys.stderr)
 
     def _check_best(self, progress: dict[str, Any]) -> None:
         """Choose the best epoch anew where best.safetensors is not of the one that the checkpoint names.
@@ -144,6 +155,8 @@ class Recorder(NullRecorder):
             f"{trainer.loader.name} loader; {accelerator.num_processes} x {accelerator.device.type}, "
             f"{accelerator.mixed_precision if accelerator.mixed_precision != 'no' else 'fp32'}"
         )
+        if config.schedule == "multistep" and not any(after < config.epochs for after in config.milestones):
+            tell(f"no milestone lies within {config.epochs} epochs: the learning rate stays at {config.lr:g}")
         if trainer.progress.step:
             tell(f"resuming after step {trainer.progress.step} of {config.epochs * trainer.steps_per_epoch}")
 
@@ -186,7 +199,7 @@ class Recorder(NullRecorder):
 
     def checkpoint(self, trainer: Trainer, state: dict[str, Any]) -> None:
         assert self.tracking is not None
-        state = state | {"metrics_lines": self.tracking.file.lines}
+        state = state | {"metrics_lines": self.tracking.file.lines, "origin": self.origin}
         save_checkpoint(self.folder / "checkpoints", trainer.progress.step, state)
 
     def save_weights(self, trainer: Trainer, about: dict[str, Any]) -> None:
@@ -210,7 +223,7 @@ class Recorder(NullRecorder):
         curves = self.folder / "curves.png"
         draw_curves(self.tracking.file.rows(), self.folder.name, held_out, curves)
         summary = summarize(self.config, self.accelerator, trainer)
-        summary["metrics_sha256"] = sha256_of(self.tracking.file.path)
+        summary |= {"metrics_sha256": sha256_of(self.tracking.file.path), **self.commit}
         write_json(self.folder / "summary.json", summary)
         reached = summary["val_accuracy"]
         score = "" if reached is None else f"accuracy {100 * reached:.2f} % in epoch {summary['best_epoch']}, "
