@@ -139,8 +139,10 @@ def evaluate_run(
     """
     predictor, about, weights = open_predictor(run)
     config = recorded_config(about["config"], weights)
-    given = {"data_dir": data_dir, "cache_dir": cache_dir}
-    config = replace(config, **{name: str(folder) for name, folder in given.items() if folder is not None})
+    if data_dir is not None:
+        config = replace(config, data_dir=str(data_dir))
+    if cache_dir is not None:
+        config = replace(config, cache_dir=str(cache_dir))
     prepared, ids = images_of(config, split)
     if split == "val" and prepared.digest != about["data"]:
         raise InputError(
