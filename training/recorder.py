@@ -3,6 +3,7 @@
 The first process has a Recorder, the others a NullRecorder: the training loop calls one or the other alike.
 """
 
+import functools
 import os
 import socket
 import sys
@@ -68,7 +69,6 @@ class Recorder(NullRecorder):
         self.lock = FileLock(self.folder / ".lock")  # the system frees it when its holder dies
         self.holder = self.folder / ".pid"
         self.commit = commit()  # now: the checkout may change while the run lasts
-        self.origin = {**versions(), "commit": self.commit["commit"], "device": device_name(accelerator.device)}
         self.metrics_lines: list[str] = []
         self.tracking: Tracking | None = None
 
@@ -96,6 +96,12 @@ class Recorder(NullRecorder):
             self._check_best(state["progress"])
             self._compare_origin(state.pop("origin", {}))
         return state
+
+    @functools.cached_property
+    def origin(self) -> dict[str, Any]:
+        """What computes the run."""
+        device = device_name(self.accelerator.device)
+        return {**versions(), "commit": self.commit["commit"], "device": device}
 
     def _compare_origin(self, former: dict[str, Any]) -> None:
         """Warn where a checkpoint is from other code, versions or hardware: the same bits are not promised."""
