@@ -1,5 +1,6 @@
 """Processes, precision and threads: what a script asks of the machine before it starts; and what it ran on."""
 
+import ipaddress
 import os
 import platform
 import shutil
@@ -52,22 +53,20 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def _choose_network() -> None:
-    """Let gloo, on several machines, use the network on which this machine reaches the first one.
+    """Let gloo, on several machines, use the network that the first machine's address is in.
 
     It would take the address of the machine's own name, which on many is 127.0.1.1: nothing that others can reach.
     """
     several_machines = int(os.environ.get("WORLD_SIZE", "1")) > local_processes()
     if not several_machines or "GLOO_SOCKET_IFNAME" in os.environ:
         return
-    first = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-    with suppress(OSError):  # then gloo's own choice stands
-        family, kind, _, _, address = socket.getaddrinfo(*first, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)  # of a datagram socket: nothing is sent
-            own = probe.getsockname()[0]
+    with suppress(OSError, ValueError):  # an unknown name, or no IPv4 address: then gloo's own choice stands
+        first = ipaddress.IPv4Address(socket.gethostbyname(os.environ["MASTER_ADDR"]))
         for name, addresses in psutil.net_if_addrs().items():
-            if own in {entry.address for entry in addresses} and not own.startswith("127."):
-                os.environ["GLOO_SOCKET_IFNAME"] = name
+            for own in (entry for entry in addresses if entry.family == socket.AF_INET and entry.netmask):
+                network = ipaddress.IPv4Network(f"{own.address}/{own.netmask}", strict=False)
+                if first in network and not first.is_loopback:
+                    os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def _meet_after_a_restart(backend: str, timeout: timedelta) -> None:
