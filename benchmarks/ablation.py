@@ -16,9 +16,9 @@ from statistics import mean, stdev
 
 import yaml
 
-from benchmarks.common import ROOT, Row, by_seed, interleave, make_parser, run
+from benchmarks.common import Row, by_seed, interleave, make_parser, run
 from benchmarks.processes import python, run_command
-from training.config import as_flags
+from training.config import ROOT, as_flags
 from training.report import read_epochs
 
 BASELINE = "without"

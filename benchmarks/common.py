@@ -21,10 +21,9 @@ from data.decode import allowed_cores
 from data.errors import InputError
 from data.files import write_json
 from training.cli import OneLineParser, one_line_errors
-from training.config import Config
+from training.config import ROOT, Config
 from training.hardware import commit, device_name, set_threads, versions
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 MIB = 2**20
 

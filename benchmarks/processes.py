@@ -18,8 +18,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.common import MIB, ROOT, Contender, Row, interleave
+from benchmarks.common import MIB, Contender, Row, interleave
 from data.parent import die_with_parent
+from training.config import ROOT
 
 SAMPLING_INTERVAL_S = 0.1
 

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import ROOT, Contender, Row, base_config, interleave, make_parser, run
+from benchmarks.common import Contender, Row, base_config, interleave, make_parser, run
 from benchmarks.processes import python
+from training.config import ROOT
 from training.engine import open_prepared
 
 IMPORTS = ("torch", "torch, torchvision, accelerate", "ffcv", "train", "training.engine")

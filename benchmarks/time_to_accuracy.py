@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import ROOT, Contender, Row, by_seed, interleave, make_parser, run
+from benchmarks.common import Contender, Row, by_seed, interleave, make_parser, run
 from benchmarks.processes import python, run_command
-from training.config import Config, parse_config
+from training.config import ROOT, Config, parse_config
 from training.engine import open_prepared
 
 

@@ -101,11 +101,9 @@ class _Pass(EpochIterator):
     closed: bool = False
 
     def run(self) -> None:
-        if (
-            torch.cuda.is_available()
-        ):  # a thread begins on the first GPU, and every process would open a context there
-            torch.cuda.set_device(self.current_stream.device)
         try:
+            if torch.cuda.is_available():  # a thread begins on the first GPU: all processes would use memory there
+                torch.cuda.set_device(self.current_stream.device)
             super().run()
         except BaseException as error:  # noqa: B036 - handed to the consumer, which raises it
             self.error = error

@@ -213,11 +213,12 @@ def _folders(root: Path) -> list[Path]:
     with readable(root):
         if not root.is_dir():
             return []
-        entries = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+        with os.scandir(root) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
         for entry in entries:
             if entry.is_symlink():
                 entry.stat()  # a link to nothing would else be a class that is silently left out
-        return [entry for entry in entries if entry.is_dir()]
+        return [Path(entry.path) for entry in entries if entry.is_dir()]
 
 
 def _check_class_folders(root: Path) -> None:

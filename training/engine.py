@@ -22,14 +22,13 @@ from data.mixing import Mixing
 from data.prepared import Prepared, prepare
 from data.sampling import evaluation_batches, split, split_last, subset
 from data.sources import find_source
-from data.spec import IMAGE_SIZE
 from data.stream import Stream
 from resnet import build_model, load_pretrained
 from training.averaging import MovingAverage
 from training.batchnorm import synchronize_batchnorm
 from training.cli import RunError
 from training.config import HELD_OUT, Config, flag
-from training.graphs import Pass, Passes, buffers_kept, capture_passes
+from training.graphs import Pass, Passes, blank_images, buffers_kept, capture_passes
 from training.hardware import DTYPES, threads_per_process
 from training.inference import EVALUATION_BATCH, Predictor
 from training.loss import training_loss
@@ -225,8 +224,7 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return
         size = self.config.batch_size // (self.accelerator.num_processes * self.config.accumulation)
-        images = torch.zeros(size, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=self.predictor.dtype)
-        images = images.to(self.accelerator.device, memory_format=torch.channels_last)
+        images = blank_images(size, self.predictor.dtype, self.accelerator.device)
         with buffers_kept(self.network):
             for _ in range(2):
                 self.model(images).sum().backward()

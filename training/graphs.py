@@ -46,13 +46,18 @@ def capture_passes(model: nn.Module, sam: SAM | None, batch_size: int, dtype: to
         dtype: of the images.
     """
     device = next(model.parameters()).device
-    images = torch.zeros(batch_size, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=dtype, device=device)
-    images = images.to(memory_format=torch.channels_last)
+    images = blank_images(batch_size, dtype, device)
     first = _capture(model, images)
     if sam is None:
         return first, first
     with sam.statistics_kept():
         return first, _capture(model, images)
+
+
+def blank_images(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Of the form in which images come: (count, 3, h, w), channels_last."""
+    images = torch.zeros(count, 3, IMAGE_SIZE, IMAGE_SIZE, dtype=dtype, device=device)
+    return images.to(memory_format=torch.channels_last)
 
 
 def _capture(model: nn.Module, images: Tensor) -> Pass:

@@ -63,10 +63,10 @@ def _choose_network() -> None:
     with suppress(OSError, ValueError):  # an unknown name, or no IPv4 address: then gloo's own choice stands
         first = ipaddress.IPv4Address(socket.gethostbyname(os.environ["MASTER_ADDR"]))
         for name, addresses in psutil.net_if_addrs().items():
-            for own in (entry for entry in addresses if entry.family == socket.AF_INET and entry.netmask):
-                network = ipaddress.IPv4Network(f"{own.address}/{own.netmask}", strict=False)
-                if first in network and not first.is_loopback:
-                    os.environ["GLOO_SOCKET_IFNAME"] = name
+            own = [each for each in addresses if each.family == socket.AF_INET and each.netmask]
+            networks = [ipaddress.IPv4Network(f"{each.address}/{each.netmask}", strict=False) for each in own]
+            if any(first in network for network in networks) and not first.is_loopback:
+                os.environ["GLOO_SOCKET_IFNAME"] = name
 
 
 def _meet_after_a_restart(backend: str, timeout: timedelta) -> None:
@@ -166,9 +166,10 @@ def versions() -> dict[str, str]:
 def commit() -> dict[str, Any]:
     """The checkout's commit, and whether anything but results differs from it; None outside of a checkout."""
 
+    if shutil.which("git") is None:
+        return {"commit": None, "dirty": None}
+
     def git(*arguments: str) -> str | None:
-        if shutil.which("git") is None:
-            return None
         done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
         return done.stdout.strip() if done.returncode == 0 else None
 

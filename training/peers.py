@@ -15,15 +15,8 @@ T = TypeVar("T")
 
 _LOST = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"),
-    *(
-        "Timed out waiting",
-        "wait timeout after",
-        "Socket Timeout",
-        "timed out connecting",
-        "Application timeout",
-        "recvValue failed",
-    ),
-    *("ncclRemoteError", "remote process exited", "collective operation timeout"),
+    *("Timed out waiting", "wait timeout after", "Socket Timeout", "timed out connecting", "Application timeout"),
+    *("recvValue failed", "ncclRemoteError", "remote process exited", "collective operation timeout"),
 )
 """What gloo, NCCL and the store say when a process does not answer any more."""
 
