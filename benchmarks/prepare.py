@@ -37,17 +37,11 @@ def copy_images(images: list[Path], count: int, folder: Path) -> None:
     (folder / "trainLabels.csv").write_text("id,label\n" + "".join(rows))
 
 
-def measure_job(command: list[str], count: int) -> dict[str, float]:
+def measure(command: list[str], count: int, whole_command: bool) -> dict[str, float]:
+    """Run twice, for time and for memory. The seconds are those of the command, or those that it prints last."""
     finished = run_command(command)
-    return _measured(count, float(finished.printed.splitlines()[-1]), finished.peak_mib)
-
-
-def measure_command(command: list[str], count: int) -> dict[str, float]:
-    finished = run_command(command)
-    return _measured(count, finished.seconds, finished.peak_mib)
-
-
-def _measured(count: int, seconds: float, peak_mib: float) -> dict[str, float]:
+    seconds = finished.seconds if whole_command else float(finished.printed.splitlines()[-1])
+    peak_mib = run_command(command, watch_memory=True).peak_mib
     return {"images/s": count / seconds, "seconds": seconds, "peak memory MiB": peak_mib}
 
 
@@ -55,9 +49,9 @@ def contenders_of(folder: Path, count: int, weights: Path) -> list[Contender]:
     contenders = []
     for title, job in JOBS.items():
         command = python("-m", "benchmarks.prepare_job", job, folder, folder / "cache")
-        contenders.append(Contender({"job": title, "files": count}, partial(measure_job, command, count)))
+        contenders.append(Contender({"job": title, "files": count}, partial(measure, command, count, False)))
     command = python("submit.py", weights, "--images", folder / "train", "--out", folder / "submission.csv")
-    submit = Contender({"job": "PNG to submission.csv", "files": count}, partial(measure_command, command, count))
+    submit = Contender({"job": "PNG to submission.csv", "files": count}, partial(measure, command, count, True))
     return [*contenders, submit]
 
 

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context, set_start_method
@@ -114,11 +114,11 @@ def _memory(process: psutil.Process) -> int:
 
 @dataclass(frozen=True)
 class Finished:
-    """seconds: from start to end. peak_mib: as PeakMemory's. printed: on stdout and stderr."""
+    """seconds: from start to end. printed: on stdout and stderr. peak_mib: PeakMemory's, 0 if not watched."""
 
     seconds: float
-    peak_mib: float
     printed: str
+    peak_mib: float = 0.0
 
 
 def python(*arguments: object) -> list[str]:
@@ -126,8 +126,10 @@ def python(*arguments: object) -> list[str]:
     return [sys.executable, *map(str, arguments)]
 
 
-def run_command(command: Sequence[str]) -> Finished:
+def run_command(command: Sequence[str], watch_memory: bool = False) -> Finished:
     """Run a command in the checkout, to its end.
+
+    To watch its memory takes a fifth of a core for each process with torch: its seconds mean nothing then.
 
     Raises:
         RuntimeError: it failed; with the end of what it printed.
@@ -135,11 +137,11 @@ def run_command(command: Sequence[str]) -> Finished:
     with tempfile.TemporaryFile("w+") as printed:
         started = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
-        with PeakMemory(process.pid) as memory:
+        with PeakMemory(process.pid) if watch_memory else nullcontext() as memory:
             code = process.wait()
-            seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started
         printed.seek(0)
         text = printed.read()
     if code:
         raise RuntimeError(f"{' '.join(command)} ended with {code}: {text[-2000:]}")
-    return Finished(seconds, memory.mib, text)
+    return Finished(seconds, text, memory.mib if memory else 0.0)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.common import Contender, Row, base_config, interleave, make_parser, run
-from benchmarks.processes import python
+from benchmarks.processes import python, run_command
 from training.config import ROOT
 from training.engine import open_prepared
 
@@ -49,10 +49,7 @@ def first_step(flags: Sequence[object], cache_dir: str | None) -> dict[str, floa
 
 
 def command_seconds(command: Sequence[str]) -> dict[str, float]:
-    """As a user would run it: run_command watches the memory, which slows imports down."""
-    started = time.perf_counter()
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return {"seconds": time.perf_counter() - started}
+    return {"seconds": run_command(command).seconds}
 
 
 def benchmark(arguments: Namespace) -> list[Row]:

@@ -6,7 +6,9 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from contextlib import nullcontext
 from multiprocessing import get_start_method
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -15,7 +17,17 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from benchmarks import baselines, flops, loaders, memory_format, prepare_job, scaling, scaling_job, start
+from benchmarks import (
+    baselines,
+    flops,
+    loaders,
+    memory_format,
+    prepare_job,
+    processes,
+    scaling,
+    scaling_job,
+    start,
+)
 from benchmarks import prepare as prepare_benchmark
 from benchmarks.common import Contender, Row, complete, interleave, make_parser, report, summarize, table
 from benchmarks.determinism import add_ratio
@@ -176,6 +188,20 @@ def test_peak_memory_is_that_of_a_process_with_its_descendants():
     process.communicate("\n")
     assert 150 < memory.mib < 400
     assert family_memory(process.pid) == 0
+
+
+def test_memory_is_watched_only_where_asked(monkeypatch):
+    """A watch would slow down what is timed."""
+    watched = []
+
+    def watch(pid):
+        watched.append(pid)
+        return nullcontext(SimpleNamespace(mib=5.0))
+
+    monkeypatch.setattr(processes, "PeakMemory", watch)
+    assert run_command(python("-c", "pass")).peak_mib == 0
+    assert not watched
+    assert run_command(python("-c", "pass"), watch_memory=True).peak_mib == 5
 
 
 def test_a_command_that_fails_tells_what_it_printed():

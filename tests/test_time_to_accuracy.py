@@ -31,7 +31,7 @@ def test_a_run_is_measured_by_what_it_could_be_evaluated_on(
         else:
             assert Path(command[-1]) == folder
             (folder / "evaluation.json").write_text(json.dumps({"accuracy": 0.75}))
-        return Finished(seconds=8.0, peak_mib=1.0, printed="")
+        return Finished(seconds=8.0, printed="")
 
     monkeypatch.setattr(time_to_accuracy, "run_command", run_command)
     monkeypatch.setattr(time_to_accuracy, "open_prepared", lambda config: SimpleNamespace(test_ids=test_ids))
