@@ -12,11 +12,10 @@ from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
 
 import yaml
 
-from benchmarks.common import Row, by_seed, interleave, make_parser, run
+from benchmarks.common import Row, by_seed, interleave, make_parser, mean_and_deviation, run
 from benchmarks.processes import python, run_command
 from training.config import ROOT, as_flags
 from training.report import read_epochs
@@ -77,10 +76,8 @@ def add_differences(rows: Sequence[Row]) -> None:
             )
             row.measured["difference"] = [own - other for own, other in pairs]
     for row in rows:
-        name = "validation accuracy %" if row is reference else "difference"
-        values = row.measured[name]
-        deviation = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-        row.case["mean ± deviation"] = f"{mean(values):{'.2f' if row is reference else '+.2f'}}{deviation}"
+        name, sign = ("validation accuracy %", "") if row is reference else ("difference", "+")
+        row.case["mean ± deviation"] = mean_and_deviation(row.measured[name], sign)
 
 
 def shared_flags(arguments: Namespace) -> list[object]:

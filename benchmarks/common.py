@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from training.config import ROOT, Config
 from training.hardware import commit, device_name, set_threads, versions
 
 RESULTS = ROOT / "benchmarks/results"
+HAS_FFCV = find_spec("ffcv") is not None
 MIB = 2**20
 
 
@@ -80,6 +82,12 @@ def summarize(repeats: list[float]) -> dict[str, Any]:
         "max": max(repeats),
         "repeats": repeats,
     }
+
+
+def mean_and_deviation(values: list[float], sign: str = "") -> str:
+    """Such as "94.12 ± 0.20"; of one value that alone. sign: "+" for differences."""
+    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.2f}{deviation}"
 
 
 def table(rows: Sequence[Row]) -> str:

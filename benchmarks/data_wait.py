@@ -10,7 +10,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from itertools import product, repeat
 
-from benchmarks.common import Row, base_config, endless, make_parser, run, synchronize
+from benchmarks.common import HAS_FFCV, Row, base_config, endless, make_parser, run, synchronize
 from benchmarks.loops import Steps, make_trainer, time_steps
 from benchmarks.processes import in_turn
 from data.loaders import Batch
@@ -59,8 +59,9 @@ def benchmark(arguments: Namespace) -> list[Row]:
     count = 1 if arguments.quick else 100 if on_gpu else 3
     stems = ("cifar", "imagenet") if on_gpu or arguments.full else ("imagenet",)
     sizes = (128, 512) if on_gpu or arguments.full else (128,)
+    loaders = ("ffcv", "resident") if HAS_FFCV else ("resident",)
     openings = []
-    for stem, size, loader in product(stems, sizes, ("ffcv", "resident")):
+    for stem, size, loader in product(stems, sizes, loaders):
         config = base_config(arguments, batch_size=size, stem=stem, loader=loader)
         case = {"loader": loader, "network": config.model, "stem": stem, "batch": size}
         openings.append((case, (open_shares, config)))

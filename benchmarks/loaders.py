@@ -1,6 +1,8 @@
 """Images a second that loaders deliver, ready for the network; time to the first batch; CPU time; peak memory.
 
-All crop, flip and normalise to fp32 (FFCV's own on a GPU: fp16). "B2 with cutout" is FFCV's pipeline as published.
+All crop, flip and normalise to fp32 (FFCV's own on a GPU: fp16), and "ours, resident, bf16" to what training in
+bf16 takes. "B2 with cutout" is FFCV's pipeline as published. Ours have in their first batch all that train.py does
+for it; the baselines find images and labels there beforehand, B1 from PNG lists its files.
 """
 
 import os
@@ -20,6 +22,7 @@ from torch.utils.data import Subset
 
 from benchmarks.baselines import ImageDataset, ffcv_loader, pil_loader, pil_transform
 from benchmarks.common import (
+    HAS_FFCV,
     Contender,
     Row,
     base_config,
@@ -37,7 +40,8 @@ from training.config import Config
 from training.engine import make_stream, open_data, open_prepared
 from training.hardware import make_accelerator
 
-NAMES = ("ours, ffcv", "ours, resident", "B1, arrays", "B1, PNG", "B2", "B2 with cutout")
+_OF_FFCV = ("ours, ffcv", "B2", "B2 with cutout")
+NAMES = ("ours, ffcv", "ours, resident", "ours, resident, bf16", "B1, arrays", "B1, PNG", "B2", "B2 with cutout")
 
 SECONDS = 2.0
 """Of a measurement, at least: one pass of the fastest takes tenths, and begins as a process that was idle."""
@@ -46,28 +50,30 @@ Passes = Callable[[], Iterator[Tensor]]
 """Starts one pass over the images: augmented floats (n, 3, 32, 32) on the device."""
 
 
-def ours(loader: Any, config: Config) -> Passes:
-    config = replace(config, loader=loader)
+def ours(loader: Any, precision: Any, config: Config) -> Passes:
+    config = replace(config, loader=loader, precision=precision)
     accelerator = make_accelerator(config)
     prepared, opened, _ = open_data(config, accelerator)
     stream, _ = make_stream(config, accelerator, prepared, opened)
     return lambda: (batch.images for (batch,) in stream.epoch(0))
 
 
-def pil(from_files: bool, config: Config) -> Passes:
+def pil(from_files: bool, config: Config, prepared: Prepared) -> Passes:
     """B1, from the arrays in memory or from the image files."""
-    prepared, device = open_prepared(config), default_device()
-    images: Any = prepared.images[: prepared.train_count].copy()  # as torchvision keeps them, in memory
+    device = default_device()
     if from_files:
-        images = find_source(config.dataset, config.source_folder).load().train.images
-    labels = prepared.labels[: prepared.train_count]
+        split = find_source(config.dataset, config.source_folder).load().train
+        images: Any = split.images
+        labels = split.labels
+    else:
+        images = prepared.images[: prepared.train_count].copy()  # as torchvision keeps them, in memory
+        labels = prepared.labels[: prepared.train_count]
     dataset = ImageDataset(images, labels, pil_transform(prepared.mean, prepared.std))
     loader = pil_loader(Subset(dataset, range(_count(config, prepared))), config.batch_size, config.workers)
     return lambda: (images.to(device) for images, _ in loader)
 
 
-def ffcv(cutout: bool, config: Config) -> Passes:
-    prepared = open_prepared(config)
+def ffcv(cutout: bool, config: Config, prepared: Prepared) -> Passes:
     count = _count(config, prepared)
     loader = ffcv_loader(prepared, count, config.batch_size, config.workers, default_device(), cutout)
     return lambda: (images for images, _ in loader)
@@ -77,13 +83,15 @@ def _count(config: Config, prepared: Prepared) -> int:
     return round(config.subset * prepared.train_count)
 
 
-def open_passes(name: str, config: Config) -> Passes:
-    kind, _, variant = name.partition(", ")
+def open_passes(name: str, config: Config, prepared: Prepared) -> Passes:
+    """prepared: for the baselines; ours open it themselves, as they do in training."""
+    kind, *variants = name.split(", ")
     if kind == "ours":
-        return ours(variant, config)
+        loader, precision = (*variants, "no")[:2]
+        return ours(loader, precision, config)
     if kind == "B1":
-        return pil(variant == "PNG", config)
-    return ffcv(kind == "B2 with cutout", config)
+        return pil(variants == ["PNG"], config, prepared)
+    return ffcv(kind == "B2 with cutout", config, prepared)
 
 
 def of_whole_passes(name: str, config: Config) -> Config:
@@ -97,7 +105,8 @@ def open_throughput(name: str, configs: list[Config]) -> Callable[[int], dict[st
 
     def measure(index: int) -> dict[str, Any]:
         if index not in opened:
-            opened[index] = open_passes(name, of_whole_passes(name, configs[index]))
+            config = of_whole_passes(name, configs[index])
+            opened[index] = open_passes(name, config, open_prepared(config))
         torch.set_num_threads(configs[index].workers)  # those of ours that augment, and of the resident loader all
         return timed_passes(opened[index])
 
@@ -135,11 +144,12 @@ def open_start(name: str, config: Config) -> Callable[[bool], dict[str, float]]:
     """A function for a fresh process: time to the first batch, imports apart, or the memory of a first pass."""
     if "ffcv" in name or name.startswith("B2"):
         import_module("data.ffcv_loader")
+    prepared = open_prepared(config)
 
     def measure(watch_memory: bool) -> dict[str, float]:
         with PeakMemory(os.getpid()) if watch_memory else nullcontext() as memory:
             started = time.perf_counter()
-            images = open_passes(name, config)()
+            images = open_passes(name, config, prepared)()
             next(images)
             synchronize(default_device())
             first = time.perf_counter() - started
@@ -193,7 +203,8 @@ def benchmark(arguments: Namespace) -> list[Row]:
     base = base_config(arguments, precision="no")
     count = open_prepared(base).train_count
     images = arguments.images or (count if arguments.full else 1000 if arguments.quick else 10_000)
-    names = [name for name in arguments.only or NAMES if name != "B1, PNG" or has_files(base)]
+    absent = [*([] if HAS_FFCV else _OF_FFCV), *([] if has_files(base) else ["B1, PNG"])]
+    names = [name for name in arguments.only or NAMES if name not in absent]
     workers = (1, 2, allowed_cores()) if arguments.full and allowed_cores() > 2 else (1, 2)
     configs = [
         replace(base, batch_size=batch, workers=number, subset=min(1.0, images / count))

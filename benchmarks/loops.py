@@ -107,6 +107,7 @@ def open_loop(loop: str, config: Config) -> Callable[[int], dict[str, float]]:
         seconds = time_steps(steps, count, device)
         found = {"images/s": count * batch_size / seconds}
         if device.type == "cuda":
+            # Since the process began: what a graph needs is allocated once, when it is captured.
             found["peak memory MiB"] = torch.cuda.max_memory_allocated(device) / MIB
         return found
 

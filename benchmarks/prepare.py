@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.common import Contender, Row, base_config, interleave, make_parser, run
+from benchmarks.common import HAS_FFCV, Contender, Row, base_config, interleave, make_parser, run
 from benchmarks.processes import python, run_command
 from data.spec import SPECS
 from training.checkpoint import save_weights
@@ -48,6 +48,8 @@ def measure(command: list[str], count: int, whole_command: bool) -> dict[str, fl
 def contenders_of(folder: Path, count: int, weights: Path) -> list[Contender]:
     contenders = []
     for title, job in JOBS.items():
+        if job == "beton" and not HAS_FFCV:
+            continue
         command = python("-m", "benchmarks.prepare_job", job, folder, folder / "cache")
         contenders.append(Contender({"job": title, "files": count}, partial(measure, command, count, False)))
     command = python("submit.py", weights, "--images", folder / "train", "--out", folder / "submission.csv")

@@ -126,22 +126,22 @@ def python(*arguments: object) -> list[str]:
     return [sys.executable, *map(str, arguments)]
 
 
-def run_command(command: Sequence[str], watch_memory: bool = False) -> Finished:
+def run_command(command: Sequence[str], watch_memory: bool = False, code: int = 0) -> Finished:
     """Run a command in the checkout, to its end.
 
     To watch its memory takes a fifth of a core for each process with torch: its seconds mean nothing then.
 
     Raises:
-        RuntimeError: it failed; with the end of what it printed.
+        RuntimeError: it ended with another exit code than `code`; with the end of what it printed.
     """
     with tempfile.TemporaryFile("w+") as printed:
         started = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
         with PeakMemory(process.pid) if watch_memory else nullcontext() as memory:
-            code = process.wait()
+            ended_with = process.wait()
         seconds = time.perf_counter() - started
         printed.seek(0)
         text = printed.read()
-    if code:
-        raise RuntimeError(f"{' '.join(command)} ended with {code}: {text[-2000:]}")
+    if ended_with != code:
+        raise RuntimeError(f"{' '.join(command)} ended with {ended_with}: {text[-2000:]}")
     return Finished(seconds, text, memory.mib if memory else 0.0)

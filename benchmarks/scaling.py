@@ -45,7 +45,7 @@ def benchmark(arguments: Namespace) -> list[Row]:
     most = torch.cuda.device_count() if on_gpu else 2 if arguments.quick else 4
     stem = "cifar" if on_gpu else "imagenet"  # the other takes seconds for a step of a CPU
     batch = 16 if arguments.quick else 512 if on_gpu else 128
-    steps = 1 if arguments.quick else 100 if on_gpu else 4
+    steps = 1 if arguments.quick else 100 if on_gpu else 8
     validation = min(len(prepared.labels), 10_000 if on_gpu else 1000)
     precision = choose_precision("auto", use_cpu=not on_gpu)  # the launcher's file has its own
     contenders = []

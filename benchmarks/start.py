@@ -1,4 +1,4 @@
-"""Seconds from the command to the first optimization step, cold and warm; `train.py --help`; imports.
+"""Seconds from the command to the first optimization step, cold and warm; `train.py --help`, a bad flag; imports.
 
 Each is a fresh process. Cold: with an empty cache, so that all image files are decoded, and the .beton written.
 Warm: with both in place. The step is over when its row is in metrics.jsonl.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import Contender, Row, base_config, interleave, make_parser, run
+from benchmarks.common import HAS_FFCV, Contender, Row, base_config, interleave, make_parser, run
 from benchmarks.processes import python, run_command
 from training.config import ROOT
 from training.engine import open_prepared
@@ -48,8 +48,8 @@ def first_step(flags: Sequence[object], cache_dir: str | None) -> dict[str, floa
             process.wait()
 
 
-def command_seconds(command: Sequence[str]) -> dict[str, float]:
-    return {"seconds": run_command(command).seconds}
+def command_seconds(command: Sequence[str], code: int = 0) -> dict[str, float]:
+    return {"seconds": run_command(command, code=code).seconds}
 
 
 def benchmark(arguments: Namespace) -> list[Row]:
@@ -57,22 +57,24 @@ def benchmark(arguments: Namespace) -> list[Row]:
     recipe = (
         "demo" if arguments.dataset == "shapes" else "cifar10" if arguments.device == "cuda" else "cifar10-cpu"
     )
-    flags = ["--recipe", f"recipes/{recipe}.yaml"]
-    flags += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
+    of_run = ["--recipe", f"recipes/{recipe}.yaml"]
+    of_run += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
     contenders = [
         Contender({"command": f"import {names}"}, partial(command_seconds, python("-c", f"import {names}")))
         for names in IMPORTS
+        if HAS_FFCV or names != "ffcv"
     ]
-    contenders.append(
-        Contender({"command": "train.py --help"}, partial(command_seconds, python("train.py", "--help")))
-    )
-    starts = [("resident", "warm"), ("ffcv", "warm"), ("ffcv", "cold")]
+    for flags, code in (["--help"], 0), (["--lr", "-1"], 2):
+        ended = partial(command_seconds, python("train.py", *flags), code)
+        contenders.append(Contender({"command": f"train.py {' '.join(flags)}"}, ended))
+    loaders = ("resident", "ffcv") if HAS_FFCV else ("resident",)
+    starts = [(loader, state) for loader in loaders for state in ("warm", "cold")]
     for loader, state in starts[:1] if arguments.quick else starts:
         cache_dir = arguments.cache_dir if state == "warm" else None
         contenders.append(
             Contender(
                 {"command": f"train.py, first step, {state}, {loader}"},
-                partial(first_step, [*flags, "--loader", loader], cache_dir),
+                partial(first_step, [*of_run, "--loader", loader], cache_dir),
             )
         )
     return interleave(contenders, arguments.repeats)

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Contender, Row, by_seed, interleave, make_parser, run
+from benchmarks.common import Contender, Row, by_seed, interleave, make_parser, mean_and_deviation, run
 from benchmarks.processes import python, run_command
 from training.config import ROOT, Config, parse_config
 from training.engine import open_prepared
@@ -60,7 +60,12 @@ def benchmark(arguments: Namespace) -> list[Row]:
     )
     with tempfile.TemporaryDirectory() as folder:
         contenders = [contender(arguments, recipe, Path(folder)) for recipe in arguments.recipes or default]
-        return interleave(contenders, arguments.repeats, warmup=0)
+        rows = interleave(contenders, arguments.repeats, warmup=0)
+    for row in rows:
+        for accuracy in ("validation accuracy %", "test accuracy %"):
+            if accuracy in row.measured:
+                row.case[f"mean {accuracy}"] = mean_and_deviation(row.measured[accuracy])
+    return rows
 
 
 def main() -> None:

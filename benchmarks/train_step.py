@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.baselines import HALF, RESIDENT_BATCH
-from benchmarks.common import Contender, Row, base_config, default_device, interleave, make_parser, run
+from benchmarks.common import HAS_FFCV, Contender, Row, base_config, default_device, interleave, make_parser, run
 from benchmarks.flops import matrix_rate, training_flops
 from benchmarks.loops import open_launches, open_loop
 from benchmarks.processes import in_own_process, in_turn
@@ -38,7 +38,7 @@ def beside_baselines(arguments: Namespace, batch_size: int) -> list[Entry]:
     make = partial(base_config, arguments, batch_size=batch_size, stem=arguments.stem)
     best = choose_precision("auto", use_cpu=arguments.device == "cpu")
     ours = [make(precision="no"), make(precision=best), make(precision=best, deterministic=False)]
-    ours += [make(precision=best, loader="ffcv")] if not arguments.quick else []
+    ours += [make(precision=best, loader="ffcv")] if HAS_FFCV and not arguments.quick else []
     ours += [make(precision=best, deterministic=False, compile=True)] if arguments.full else []
     baseline = partial(make, deterministic=False)
     b1 = [baseline(precision="no", workers=workers) for workers in sorted({2, max(2, allowed_cores())})]
@@ -114,7 +114,7 @@ def matrix_rates(arguments: Namespace) -> list[Row]:
 def benchmark(arguments: Namespace) -> list[Row]:
     groups = [beside_baselines(arguments, batch_size) for batch_size in ((128, 512) if arguments.full else (128,))]
     groups += [] if arguments.quick or arguments.brief else of_all_settings(arguments)
-    steps = arguments.steps or (1 if arguments.quick else 100 if arguments.device == "cuda" else 2)
+    steps = arguments.steps or (1 if arguments.quick else 400 if arguments.device == "cuda" else 2)
     launches = arguments.device == "cuda" and not arguments.brief
     matrices = matrix_rates(arguments)
     rates = {row.case["precision"]: 1e12 * median(row.measured["TFLOP/s"]) for row in matrices}
@@ -128,7 +128,7 @@ def benchmark(arguments: Namespace) -> list[Row]:
 
 def main() -> None:
     parser = make_parser("train_step", __doc__)
-    parser.add_argument("--steps", type=int, default=0, help="of a measurement; default: 2, on a GPU 100")
+    parser.add_argument("--steps", type=int, default=0, help="of a measurement; default: 2, on a GPU 400")
     parser.add_argument("--stem", choices=("cifar", "imagenet"), default="cifar", help="beside the baselines")
     parser.add_argument(
         "--brief", action="store_true", help="beside the baselines alone; launches are not counted"

@@ -9,6 +9,7 @@ from argparse import Namespace
 from contextlib import nullcontext
 from multiprocessing import get_start_method
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from benchmarks import (
     baselines,
+    data_wait,
     flops,
     loaders,
     memory_format,
@@ -27,6 +29,7 @@ from benchmarks import (
     scaling,
     scaling_job,
     start,
+    train_step,
 )
 from benchmarks import prepare as prepare_benchmark
 from benchmarks.common import Contender, Row, complete, interleave, make_parser, report, summarize, table
@@ -207,6 +210,9 @@ def test_memory_is_watched_only_where_asked(monkeypatch):
 def test_a_command_that_fails_tells_what_it_printed():
     with pytest.raises(RuntimeError, match="ended with 3: so it was"):
         run_command(python("-c", "import sys; print('so it was'); sys.exit(3)"))
+    assert (
+        run_command(python("-c", "import sys; print('so it was'); sys.exit(2)"), code=2).printed == "so it was\n"
+    )
 
 
 # Baselines --------------------------------------------------------------------------------------------------
@@ -373,6 +379,29 @@ def test_the_parts_of_a_step_are_measured_on_the_real_trainer(images, tmp_path):
     for _ in range(25):  # of 10 an epoch
         next(steps)
     assert (trainer.progress.epoch, trainer.progress.step) == (2, 25)
+
+
+@pytest.mark.usefixtures("same_environment")
+def test_what_needs_ffcv_is_left_out_where_it_is_not_installed(monkeypatch, tmp_path):
+    for module in (loaders, train_step, data_wait, start, prepare_benchmark):
+        monkeypatch.setattr(module, "HAS_FFCV", False)
+    found: list[Any] = []
+    monkeypatch.setattr(loaders, "throughput", lambda names, *_: found.extend(names) or [])
+    monkeypatch.setattr(loaders, "starts", lambda names, *_: found.extend(names) or [])
+    monkeypatch.setattr(data_wait, "in_turn", lambda openings, *_: found.extend(case for case, _ in openings))
+    monkeypatch.setattr(
+        start, "interleave", lambda contenders, *_: found.extend(contender.case for contender in contenders)
+    )
+    arguments = arguments_of("--cache-dir", str(tmp_path), "--quick", "--device", "cpu")
+    arguments.images, arguments.only = 0, None
+    for module in (loaders, data_wait, start):
+        module.benchmark(arguments)
+    found += [contender.case for contender in prepare_benchmark.contenders_of(tmp_path, 1, tmp_path / "weights")]
+    arguments = arguments_of("--device", "cpu")
+    arguments.stem = "cifar"
+    found += train_step.beside_baselines(arguments, 128)
+    assert len(found) >= 20
+    assert not [case for case in map(str, found) if "ffcv" in case or "beton" in case or "B2" in case]
 
 
 def test_a_training_that_ends_before_its_first_step_is_told(tmp_path):
