@@ -245,7 +245,7 @@ def has_test_images(dataset: str, folder: Path, cache_dir: Path) -> bool:
 
 def data_folder(study: Study, arguments: argparse.Namespace) -> Path:
     """<data-dir>/<data set>; or <data-dir> itself, where it has the images of the study."""
-    from data.sources import TorchvisionArchive, find_source
+    from data.sources import TorchvisionArchive, find_source, is_empty
 
     given: Path = arguments.data_dir
     inside = given / study.dataset
@@ -255,7 +255,7 @@ def data_folder(study: Study, arguments: argparse.Namespace) -> Path:
         source = find_source(study.dataset, given)
     except InputError:
         return inside
-    return inside if isinstance(source, TorchvisionArchive) and not any(given.iterdir()) else given
+    return inside if isinstance(source, TorchvisionArchive) and is_empty(given) else given
 
 
 def imagenet_weights(path: Path) -> Path | None:
@@ -279,19 +279,20 @@ def imagenet_weights(path: Path) -> Path | None:
 
 
 def evaluation_of(run: Path) -> dict[str, Any] | None:
-    """A finished run's evaluation.json, if it is of the weights that are there.
+    """A finished run's evaluation.json, if it is of the weights that are there, on images of the run's own data.
 
     Raises:
         InputError: the weights are damaged.
     """
     from training.checkpoint import load_weights
 
-    weights = load_weights(run / "best.safetensors")[1]["weights_sha256"]
+    about = load_weights(run / "best.safetensors")[1]
     try:
         found: dict[str, Any] = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # not evaluated yet; or damaged
         return None
-    return found if found["weights_sha256"] == weights else None
+    same = all(found.get(name) == about[name] for name in ("weights_sha256", "data"))
+    return found if same else None
 
 
 def evaluate(job: Job) -> None:

@@ -9,7 +9,8 @@ import io
 import os
 import shutil
 import sys
-from contextlib import nullcontext, redirect_stderr, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from filelock import FileLock
 from PIL import Image
 
 from data.errors import InputError
@@ -268,10 +270,36 @@ class TorchvisionArchive:
         from torchvision import datasets  # seconds to import, and needed only here
 
         kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[self.spec.name]
-        places = [self.folder / self._archives[self.spec.name], self.folder / self._batches[self.spec.name]]
-        absent = [place for place in (*places, self.folder) if not place.exists()]
-        if places[0] in absent and places[1] in absent:
-            print(f"{self.folder}: no images there; downloading {self.spec.name}", flush=True)
+        with self._alone() as absent:
+            train, test = self._read(kind, absent)
+        return Contents(self.spec.classes, train, test, self.spec)
+
+    @contextmanager
+    def _alone(self) -> Iterator[list[Path]]:
+        """Keep others, on machines with the same disk too, from downloading or unpacking meanwhile.
+
+        Yields what is not there yet of all that may be written.
+        """
+        lock_file = self.folder / ".lock"
+        lock = FileLock(lock_file)
+        absent = [place for place in (lock_file, self.folder) if not place.exists()]
+        with suppress(OSError):  # a folder that cannot be written to: nobody unpacks there
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        try:
+            places = [self.folder / self._archives[self.spec.name], self.folder / self._batches[self.spec.name]]
+            missing = [place for place in places if not place.exists()]
+            if missing == places:
+                print(f"{self.folder}: no images there; downloading {self.spec.name}", flush=True)
+            yield missing + absent
+        finally:
+            lock.release()
+
+    def _read(self, kind: Any, absent: list[Path]) -> list[Split]:
+        """Training and test images.
+
+        absent: what is removed again if that fails.
+        """
         # torchvision draws its progress into logs, too
         progress = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
         splits = []
@@ -289,7 +317,7 @@ class TorchvisionArchive:
             if tuple(archive.classes) != self.spec.classes:
                 raise InputError(f"{self.folder}: the archive's classes are not those of {self.spec.name}")
             splits.append(Split(archive.data, np.array(archive.targets, dtype=np.int64)))
-        return Contents(self.spec.classes, splits[0], splits[1], self.spec)
+        return splits
 
 
 def _discard(places: list[Path]) -> None:
@@ -322,6 +350,11 @@ class BuiltInShapes:
         return Contents(shapes.CLASSES, train, test)
 
 
+def is_empty(folder: Path) -> bool:
+    """But for hidden files, such as the lock of a download that was killed."""
+    return all(place.name.startswith(".") for place in folder.iterdir())
+
+
 def find_source(dataset: str, folder: Path) -> Source:
     """The source of a data set in `folder`.
 
@@ -345,7 +378,7 @@ def find_source(dataset: str, folder: Path) -> Source:
         if folder.is_dir() and ClassFolders.recognises(folder):
             return ClassFolders(folder, spec)
         state = "has none of" if folder.is_dir() else "is not a folder" if folder.exists() else "does not exist"
-        if spec and (not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))):
+        if spec and (not folder.exists() or (folder.is_dir() and is_empty(folder))):
             return TorchvisionArchive(folder, spec)
     looked_for = ["train/*.png with trainLabels.csv", "train/<class>/*.png", "<class>/*.png"]
     if spec:

@@ -16,6 +16,8 @@ import wandb
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
 
+from training.stopping import SIGNALS
+
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--dataset", "folder", "--stem", "imagenet", "--epochs", "2", "--batch-size", "12", "--lr", "0.02"]
 TINY += ["--loader", "resident", "--precision", "no", "--tracker", "none", "--schedule", "triangle"]
@@ -112,7 +114,7 @@ def process_as_it_was() -> Iterator[None]:
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     environment = os.environ.copy()
-    signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)}
+    signals = {number: signal.getsignal(number) for number in (*SIGNALS, signal.SIGUSR2)}
     forget_accelerate()
     yield
     forget_accelerate()

@@ -34,6 +34,24 @@ def test_precision(monkeypatch, wanted, launcher, has_bf16, expected):
     assert choose_precision(wanted, use_cpu=False) == expected
 
 
+def test_what_accelerate_config_says_of_the_training_does_not_count(monkeypatch, process_as_it_was):
+    """As its default_config.yaml reaches a process."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    accelerator = hardware.make_accelerator(Config(precision="no"))
+    model = accelerator.prepare(torch.nn.Linear(1, 1))
+    assert isinstance(model, torch.nn.Linear)
+    accelerator.backward(model(torch.ones(1, 1)).sum())
+    assert model.weight.grad.item() == 1
+
+
+@pytest.mark.parametrize("name", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
+def test_what_the_trainer_cannot_do_with_accelerate_is_refused(monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(InputError, match=f"asks for {name}: not supported; .*--config_file"):
+        hardware.make_accelerator(Config())
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

@@ -1,9 +1,27 @@
 """The advice where a device is out of memory: it must be what train.py would take."""
 
 import pytest
+import torch
 
+from data.errors import InputError
+from training.cli import one_line_errors
 from training.config import Config
-from training.memory import training_advice
+from training.memory import out_of_memory_told, training_advice
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError(), "error (rank 1): the device is out of memory in training\n"),
+        (InputError("--lr -1"), ""),  # the machine's first process tells
+    ],
+)
+def test_a_device_that_is_out_of_memory_is_told_by_its_own_process(monkeypatch, capsys, error, told):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as ended, one_line_errors(quiet_ranks=True), out_of_memory_told("training"):
+        raise error
+    assert (ended.value.code, capsys.readouterr().err) == (2, told)
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,8 @@ def test_an_evaluation_of_other_images_or_weights_is_no_result(done, monkeypatch
     micro_f1 = f"| {evaluation['micro_f1']:.4f} |"
     assert micro_f1 in row_with()
     assert micro_f1.replace(" |", " (validation) |") in row_with(split="val")
-    assert "not chosen, not evaluated yet" in row_with(weights_sha256="0")
+    for name in ("weights_sha256", "data"):
+        assert "not chosen, not evaluated yet" in row_with(**{name: "0"})
 
 
 def test_a_damaged_evaluation_is_made_again(done, monkeypatch):

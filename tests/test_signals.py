@@ -1,5 +1,6 @@
-"""SIGTERM and SIGINT: a checkpoint at the next step boundary, the exit code, and nobody left behind."""
+"""SIGTERM, SIGINT and SIGHUP: a checkpoint at the next step boundary, the exit code, and nobody left behind."""
 
+import functools
 import os
 import signal
 import socket
@@ -22,14 +23,14 @@ def start(images, tmp_path):
     """Start a long run in a session of its own, wait until it trains; what it leaves over is killed."""
     started = []
 
-    def run(*flags, processes=0, launcher=None):
+    def run(*flags, processes=0, launcher=None, **how):
         where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
         arguments = ["train.py", *TINY, "--epochs", 100, "--log-every", 1, *where, *flags]
         job = command(*arguments, processes=processes)
         if launcher:
             job = [*launcher, *map(str, arguments)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        process = subprocess.Popen(job, cwd=ROOT, start_new_session=True, **pipes)
+        process = subprocess.Popen(job, cwd=ROOT, start_new_session=True, **(pipes | how))
         started.append(process)
         wait_until((tmp_path / "run/metrics.jsonl").exists, process)
         return process
@@ -56,6 +57,37 @@ def test_a_signal_ends_the_run_with_a_checkpoint_and_the_records_of_wandb(start,
     recorded = [row["step"] for row in logged(wandb_records(tmp_path / "run"))]
     assert recorded[-1] in (step, step - 1)  # the row of the last step, unless the signal came before it
     assert not (tmp_path / "run/.pid").exists()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no terminals that hang up")
+def test_a_terminal_that_goes_away_ends_the_run_with_a_checkpoint(start, tmp_path):
+    """As an ssh session that is cut off: SIGHUP, and nobody reads what the run says."""
+    ours, terminal = os.openpty()
+    taken = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # nohup may have started the tests
+    process = start("--tracker", "none", stdout=terminal, stderr=terminal, preexec_fn=taken)
+    os.close(terminal)
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=SECONDS) == 129
+    assert stopped_at(tmp_path) > 0
+
+
+NOHUP = """
+import os, signal
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from training.stopping import StopRequest
+request = StopRequest()
+os.kill(os.getpid(), signal.SIGHUP)
+request.defer()
+os.kill(os.getpid(), signal.SIGHUP)
+print(request.signal_number)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no terminals that hang up")
+def test_nohup_is_respected():
+    done = subprocess.run([sys.executable, "-c", NOHUP], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
 
 def test_a_signal_while_wandb_waits_for_its_server_ends_the_run(images, tmp_path):
@@ -213,3 +245,4 @@ def test_a_process_whose_launcher_has_died_before_it_could_ask_to_be_told_ends(t
     job = [sys.executable, "-c", SHORT_LIVED, LATE]
     done = subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
     assert done.stdout == "143\n", done.stderr  # the pipe is open until the orphan has ended
+    assert done.stderr == "error: what has launched this process has ended\n"

@@ -6,9 +6,11 @@ import sys
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 
 from data import shapes
 from data.decode import decode
@@ -455,6 +457,26 @@ def test_an_absent_or_empty_folder_is_filled_by_a_download(
     assert all(url.endswith(archive._archives[archive.spec.name]) for url in asked)
 
 
+def test_one_at_a_time_downloads_and_unpacks(archive: TorchvisionArchive, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those with caches, and so locks, of their own."""
+    read, locked = TorchvisionArchive._read, []
+
+    def read_while_others_try(source: TorchvisionArchive, *arguments: Any) -> list[Split]:
+        with pytest.raises(Timeout):
+            FileLock(source.folder / ".lock", timeout=0).acquire()
+        locked.append(source)
+        return read(source, *arguments)
+
+    monkeypatch.setattr(TorchvisionArchive, "_read", read_while_others_try)
+    assert holds_the_tiny_archive(archive)
+    assert locked
+
+
+def test_a_folder_with_nothing_but_the_lock_of_a_killed_download_is_empty(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    assert isinstance(find_source("cifar10", tmp_path), TorchvisionArchive)
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -472,6 +494,7 @@ def test_a_download_that_fails_is_told_in_one_line_each_time(
     for _ in range(2):
         source = find_source(archive.spec.name, target)
         refused(source.load, target, "could not be downloaded", archive._archives[archive.spec.name], "--data-dir")
+        assert not target.exists()
 
 
 def test_a_damaged_archive_is_not_read(archive: TorchvisionArchive) -> None:

@@ -14,7 +14,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 from resnet import build_model
 from tests.conftest import ROOT, TINY, free_port
 from training.config import Config
-from training.tracking import STEP_METRICS, MetricsFile, Tracking, tracked_names
+from training.tracking import STEP_METRICS, MetricsFile, Tracking, _has_wandb_key, tracked_names
 
 pytestmark = pytest.mark.usefixtures("wandb_offline")
 
@@ -68,6 +68,30 @@ def test_wandb_records_offline_without_a_key_and_says_how_to_upload(tmp_path, ca
     assert (row["epoch"], row["step"], row["lr"], row["val/accuracy"]) == (1, 24, 0.1, 0.75)
     config = {item.key for record in records for item in record.config.update}
     assert {"lr", "batch_size", "seed"} <= config | {item.key for r in records for item in r.run.config.update}
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [({}, 0), ({"failed": True}, 1), ({"stopped": True}, 1)],
+    ids=["finished", "failed", "stopped"],
+)
+def test_wandb_is_told_how_a_run_ended(tmp_path, how, code):
+    tracking = Tracking(Config(), tmp_path)
+    tracking.log(ROW)
+    tracking.finish(**how)
+    records = list(wandb_records(tmp_path))
+    assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [code]
+    preempting = [record for record in records if record.WhichOneof("record_type") == "preempting"]
+    assert bool(preempting) == ("stopped" in how)
+
+
+@pytest.mark.parametrize("host", ["wandb.example.com", "api.wandb.ai"])
+def test_the_key_is_that_of_the_server_in_wandbs_settings(tmp_path, monkeypatch, host):
+    """Where `wandb login --host https://wandb.example.com` has left it."""
+    (tmp_path / "wandb-config").mkdir()
+    (tmp_path / "wandb-config/settings").write_text("[default]\nbase_url = https://wandb.example.com\n")
+    (tmp_path / "no-netrc").write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
+    assert _has_wandb_key() == (host == "wandb.example.com")
 
 
 def test_a_resumed_run_continues_the_same_wandb_run(tmp_path):

@@ -15,6 +15,7 @@ import torchvision
 import yaml
 from safetensors.torch import load_file
 
+from benchmarks.loops import make_trainer
 from tests.conftest import ROOT, TINY, command, forget_accelerate, run_script, wait_until
 from train import train
 from training import hardware, recorder
@@ -183,11 +184,66 @@ def test_training_goes_on_when_nobody_reads_what_it_says(images, tmp_path):
     assert (tmp_path / "run/summary.json").exists()
 
 
-def test_a_finished_run_started_again_stays_as_it_is(train_tiny):
-    run = train_tiny("twice", "--epochs", 1)
-    before, metrics = summary(run), (run / "metrics.jsonl").read_bytes()
-    assert summary(train_tiny("twice", "--epochs", 1)) == before
-    assert (run / "metrics.jsonl").read_bytes() == metrics
+def test_a_finished_run_started_again_stays_as_it_is(tiny_run, images, tmp_path, process_as_it_was, capsys):
+    """Also by other versions than those that computed it."""
+    left = [(tiny_run / name).read_bytes() for name in ("summary.json", "metrics.jsonl", "best.safetensors")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recorder, "versions", lambda: hardware.versions() | {"torch": "9.9"})
+        run = again(tiny_run, images, tmp_path, 2, lambda weights: None)
+    reached = summary(tiny_run)
+    assert f"finished before; accuracy {100 * reached['val_accuracy']:.2f} %" in capsys.readouterr().out
+    assert [(run / name).read_bytes() for name in ("summary.json", "metrics.jsonl", "best.safetensors")] == left
+
+
+def test_a_damaged_summary_is_written_anew(tiny_run, images, tmp_path, process_as_it_was):
+    def cut_summary(weights: Path) -> None:
+        (weights.parent / "summary.json").write_bytes((tiny_run / "summary.json").read_bytes()[:-9])
+
+    run = again(tiny_run, images, tmp_path, 2, cut_summary)
+    assert summary(run)["weights_sha256"] == summary(tiny_run)["weights_sha256"]
+
+
+@pytest.mark.parametrize("without", ["summary.json", "metrics.jsonl"])
+def test_a_run_whose_checkpoints_are_gone_is_not_started_again(
+    tiny_run, images, tmp_path, process_as_it_was, capsys, without
+):
+    """What shows that it had some: its summary, or the rows of two epochs."""
+
+    def remove(weights: Path) -> None:
+        shutil.rmtree(weights.parent / "checkpoints")
+        (weights.parent / without).unlink()
+
+    with pytest.raises(SystemExit) as ended:
+        again(tiny_run, images, tmp_path, 2, remove)
+    assert ended.value.code == 2
+    assert re.fullmatch(r"error: .*again: no checkpoint to go on from; .*\n", capsys.readouterr().err)
+    assert (tmp_path / "again/best.safetensors").read_bytes() == (tiny_run / "best.safetensors").read_bytes()
+
+
+def test_a_run_killed_in_its_first_epoch_starts_again_unless_it_must_go_on(
+    images, tmp_path, process_as_it_was, capsys
+):
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    flags = [*map(str, [*TINY, *where, "--epochs", 1])]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").touch()
+    (tmp_path / "run/metrics.jsonl").write_text('{"kind": "epoch"}\n')  # and its checkpoint did not follow
+    with pytest.raises(SystemExit):
+        train(parse_config([*flags, "--resume", "must"]), StopRequest())
+    assert "run: no checkpoint to go on from" in capsys.readouterr().err
+    forget_accelerate()
+    train(parse_config(flags), StopRequest())
+    assert summary(tmp_path / "run")["epochs"] == 1
+
+
+def test_an_epoch_stopped_in_its_validation_has_the_rate_of_the_run_so_far(images, tmp_path, process_as_it_was):
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    config = parse_config([*map(str, [*TINY, *where])])
+    trainer = make_trainer(config)
+    trainer.progress.step, trainer.progress.train_seconds = trainer.steps_per_epoch, 2.0
+    assert list(trainer.train_epoch()) == []
+    expected = trainer.steps_per_epoch * config.batch_size / 2
+    assert trainer.images_per_second == pytest.approx(expected, rel=0.01)
 
 
 def test_a_run_that_goes_on_with_other_versions_is_warned(tiny_run, images, tmp_path, process_as_it_was, capsys):

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -41,7 +41,12 @@ def tell(line: str) -> None:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"warning: stdout: {error.strerror}; going on without", file=sys.stderr)
+        with suppress(OSError):  # of a terminal that has gone
+            print(f"warning: stdout: {error.strerror}; going on without", file=sys.stderr)
+
+
+class OwnError(InputError):
+    """An InputError that one process may meet alone: each that meets it tells."""
 
 
 class RunError(RuntimeError):
@@ -52,13 +57,14 @@ class RunError(RuntimeError):
 def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
     """Turn InputError into exit code 2; RunError, and an OSError that the disk is to blame for, into 1.
 
-    quiet_ranks: every process meets the same error (a mistaken flag), so that one on each machine tells.
+    quiet_ranks: every process meets the same InputError (a mistaken flag), so that one on each machine tells.
     """
     try:
         yield
     except (InputError, RunError) as error:
         rank = int(os.environ.get("RANK", "0"))
-        if os.environ.get("LOCAL_RANK", "0") == "0" or not quiet_ranks:
+        same_everywhere = quiet_ranks and isinstance(error, InputError) and not isinstance(error, OwnError)
+        if os.environ.get("LOCAL_RANK", "0") == "0" or not same_everywhere:
             where = f" (rank {rank})" if rank else ""
             print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None

@@ -26,7 +26,7 @@ from data.stream import Stream
 from resnet import build_model, load_pretrained
 from training.averaging import MovingAverage
 from training.batchnorm import synchronize_batchnorm
-from training.cli import RunError
+from training.cli import OwnError, RunError
 from training.config import HELD_OUT, Config, flag
 from training.graphs import Pass, Passes, blank_images, buffers_kept, capture_passes
 from training.hardware import DTYPES, threads_per_process
@@ -202,13 +202,13 @@ class Trainer:
         self._settle_gradient_buckets()
 
     def _require_the_same_everywhere(self) -> None:
-        """InputError in a process that was started otherwise than the first one."""
+        """OwnError in a process that was started otherwise than the first one."""
         own = self.identity | {
             name: getattr(self.config, name) for name in ("log_every", "checkpoint_every_steps")
         }
         first = from_first_process(self.accelerator, lambda: own)
         if changes := _differences(first, own):
-            raise InputError(
+            raise OwnError(
                 f"this process differs from the first one ({changes}); give all the same flags and images"
             )
 
@@ -280,9 +280,11 @@ class Trainer:
                 self.train_step(batches)
                 yield
         self.metrics.read()  # waits for the device
-        trained = (self.progress.step - before) * self.config.batch_size
-        self.images_per_second = trained / (time.perf_counter() - started)
+        steps_done, seconds = self.progress.step - before, time.perf_counter() - started
         self._count_training_time()
+        if not steps_done:  # the run was stopped in this epoch's validation: its rate so far
+            steps_done, seconds = self.progress.step, self.progress.train_seconds
+        self.images_per_second = steps_done * self.config.batch_size / seconds
         self._training_since = None
 
     def _count_training_time(self) -> None:

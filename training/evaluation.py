@@ -156,6 +156,7 @@ def evaluate_run(
     report = {
         "split": split,
         "weights_sha256": about["weights_sha256"],
+        "data": prepared.digest,
         **evaluation.report,
         "precision": predictor.precision,
         "versions": versions(),

@@ -16,7 +16,12 @@ import psutil
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+    TorchDynamoPlugin,
+)
 
 from data.decode import allowed_cores
 from data.errors import InputError
@@ -27,6 +32,12 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def make_accelerator(config: Config) -> Accelerator:
     """The Accelerator of this process: all of the launcher's GPUs, or the CPU where there is none."""
+    for name in ("DEEPSPEED", "FSDP", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate's configuration asks for {name}: not supported; give accelerate launch "
+                "--config_file accelerate_config.yaml, or choose none of it in `accelerate config`"
+            )
     use_cpu = not torch.cuda.is_available()
     if not use_cpu and local_processes() > torch.cuda.device_count():
         raise InputError(
@@ -44,6 +55,9 @@ def make_accelerator(config: Config) -> Accelerator:
     return Accelerator(
         cpu=use_cpu,
         mixed_precision=precision,
+        # The flags say both, whatever the user's `accelerate config` does.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=timeout),
             # Running statistics do not enter training: rank 0's are broadcast before each evaluation instead.

@@ -13,7 +13,7 @@ from typing import Any
 
 from data.errors import InputError
 from training.config import HELD_OUT, ROOT, Config, flag, parse_config
-from training.stopping import STOPPED
+from training.stopping import SIGNALS, STOPPED
 
 OWN_FLAGS = (
     "recipe",
@@ -67,7 +67,7 @@ def shortened(config: Config, epochs_scale: float, subset: float) -> list[str]:
         return []
     epochs = max(1, round(config.epochs * epochs_scale))
     share = epochs / config.epochs
-    milestones = [milestone * share for milestone in config.milestones]
+    milestones = [round(milestone * share, 9) for milestone in config.milestones]  # 3, not 3.0000000000000004
     decay = config.decay / (share * subset)  # per step
     flags = ["--epochs", epochs, "--milestones", json.dumps(milestones), "--warmup", config.warmup * share]
     return [str(part) for part in (*flags, "--decay", decay, "--subset", subset)]
@@ -147,8 +147,7 @@ def start(flags: list[str], processes: int) -> int:
         for process in started:
             process.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-    former = {number: signal.signal(number, pass_on) for number in numbers}
+    former = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
         # As `accelerate launch` starts it: on Linux it then stops, with a checkpoint, when this process dies. In a
         # session of its own: what a terminal sends reaches it once, through this process.

@@ -6,17 +6,17 @@ from contextlib import contextmanager
 
 import torch
 
-from data.errors import InputError
+from training.cli import OwnError
 from training.config import Config
 
 
 @contextmanager
 def out_of_memory_told(advice: str) -> Iterator[None]:
-    """Turn the device's OutOfMemoryError into an InputError with advice; also a decorator."""
+    """Turn the device's OutOfMemoryError into an OwnError with advice; also a decorator."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise InputError(f"the device is out of memory in {advice}") from error
+        raise OwnError(f"the device is out of memory in {advice}") from error
 
 
 def training_advice(config: Config) -> str:

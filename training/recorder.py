@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from data.errors import InputError
-from data.files import check_digest, sha256_of, write_atomically, write_json, write_with_digest
+from data.files import check_digest, read_json, sha256_of, write_atomically, write_json, write_with_digest
 from data.prepared import Prepared
 from training.checkpoint import (
     load_newest_checkpoint,
@@ -71,13 +71,14 @@ class Recorder(NullRecorder):
         self.commit = commit()  # now: the checkout may change while the run lasts
         self.metrics_lines: list[str] = []
         self.tracking: Tracking | None = None
+        self.finished_before: dict[str, Any] | None = None  # its summary
 
     def open(self) -> dict[str, Any] | None:
         """Take the run for this process, and return its newest checkpoint.
 
         Raises:
             InputError: --resume forbids an existing run, or demands one; another process has the run; no
-                checkpoint is whole.
+                checkpoint is whole, or there is none of a run that was past its first epoch.
         """
         exists = (self.folder / "config.yaml").exists()
         if exists and self.config.resume == "never":
@@ -87,6 +88,8 @@ class Recorder(NullRecorder):
         self._take_lock()
         remove_remnants(self.folder / "checkpoints")
         state = load_newest_checkpoint(self.folder / "checkpoints")
+        if state is None and exists:
+            self._require_no_progress()
         if state is not None:
             if not {"identity", "progress", "model", "metrics_lines"} <= state.keys():
                 raise InputError(
@@ -96,6 +99,18 @@ class Recorder(NullRecorder):
             self._check_best(state["progress"])
             self._compare_origin(state.pop("origin", {}))
         return state
+
+    def _require_no_progress(self) -> None:
+        """InputError for a run whose checkpoints have been removed: to start it again would overwrite it.
+
+        A process that was killed in its first epoch has left none either; its run starts again.
+        """
+        metrics = self.folder / "metrics.jsonl"
+        epochs = metrics.read_bytes().count(b'"kind": "epoch"') if metrics.exists() else 0
+        if epochs > 1 or (self.folder / "summary.json").exists() or self.config.resume == "must":
+            raise InputError(
+                f"{self.folder}: no checkpoint to go on from; remove it to train again, or give another --name"
+            )
 
     @functools.cached_property
     def origin(self) -> dict[str, Any]:
@@ -152,7 +167,9 @@ class Recorder(NullRecorder):
     def begin(self, trainer: Trainer) -> None:
         """Record the config, and take up metrics.jsonl where the trainer stands."""
         self._write_config()
-        self.tracking = Tracking(self.config, self.folder, self.metrics_lines)
+        self.finished_before = self._summary_of(trainer)
+        config = replace(self.config, tracker="none") if self.finished_before else self.config
+        self.tracking = Tracking(config, self.folder, self.metrics_lines)
         self.tracking.log_graph(trainer.network)
         config, accelerator = self.config, self.accelerator
         tell(
@@ -165,6 +182,16 @@ class Recorder(NullRecorder):
             tell(f"no milestone lies within {config.epochs} epochs: the learning rate stays at {config.lr:g}")
         if trainer.progress.step:
             tell(f"resuming after step {trainer.progress.step} of {config.epochs * trainer.steps_per_epoch}")
+
+    def _summary_of(self, trainer: Trainer) -> dict[str, Any] | None:
+        """The summary of a run in which no epoch is left, if there is a whole one of these weights."""
+        if trainer.progress.epoch < self.config.epochs:
+            return None
+        with suppress(OSError, ValueError):
+            summary: dict[str, Any] = read_json(self.folder / "summary.json")
+            if summary.get("weights_sha256") == weights_sha256(trainer.result.state_dict()):
+                return summary
+        return None
 
     def _write_config(self) -> None:
         path = self.folder / "config.yaml"
@@ -225,17 +252,19 @@ class Recorder(NullRecorder):
         from training.figures import draw_curves
 
         assert self.tracking is not None
+        if self.finished_before:  # what computed it then is recorded, and stays
+            tell(f"{self.folder}: finished before; {outcome(self.finished_before)}")
+            return
         held_out = "test" if self.config.split == "test" else "validation"
         curves = self.folder / "curves.png"
         draw_curves(self.tracking.file.rows(), self.folder.name, held_out, curves)
         summary = summarize(self.config, self.accelerator, trainer)
         summary |= {"metrics_sha256": sha256_of(self.tracking.file.path), **self.commit}
         write_json(self.folder / "summary.json", summary)
-        reached = summary["val_accuracy"]
-        score = "" if reached is None else f"accuracy {100 * reached:.2f} % in epoch {summary['best_epoch']}, "
-        tell(f"{self.folder}: finished; {score}{summary['seconds']:.0f} s")
+        tell(f"{self.folder}: finished; {outcome(summary)}")
         if self.tracking.tracker is not None:
             self.tracking.guard(lambda: self._track_best(trainer, curves, held_out), None)
+        self.tracking.finish()
 
     def _track_best(self, trainer: Trainer, curves: Path, held_out: str) -> None:
         """Show the tracker the best weights, and what they do with the images that were not trained on."""
@@ -255,15 +284,21 @@ class Recorder(NullRecorder):
     def stopped(self, trainer: Trainer, stopped: Stopped) -> None:
         assert self.tracking is not None
         tell(f"{self.folder}: {stopped} after step {trainer.progress.step}; the same command goes on from there")
-        self.tracking.finish(at_once=True)
+        self.tracking.finish(stopped=True)
 
     def close(self) -> None:
         if self.tracking is not None:
-            self.tracking.finish()
+            self.tracking.finish(failed=True)  # unless it has ended in order before
         if self.lock.is_locked:
             with suppress(OSError):  # on a disk that has become read-only; the lock is what counts
                 self.holder.unlink(missing_ok=True)
             self.lock.release()
+
+
+def outcome(summary: dict[str, Any]) -> str:
+    reached = summary["val_accuracy"]
+    score = "" if reached is None else f"accuracy {100 * reached:.2f} % in epoch {summary['best_epoch']}, "
+    return f"{score}{summary['seconds']:.0f} s"
 
 
 def summarize(config: Config, accelerator: Accelerator, trainer: Trainer) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Asked to stop: SIGTERM and SIGINT end a run at its next step boundary, in all processes together.
+"""Asked to stop: SIGTERM, SIGINT and SIGHUP end a run at its next step boundary, in all processes together.
 
 Nothing here imports torch before it is needed: the handlers are there before the first import of it.
 """
 
 import os
 import signal
+import sys
 import time
 from datetime import timedelta
 from types import FrameType
@@ -12,14 +13,15 @@ from typing import Any
 
 from data.parent import is_orphan, signal_at_parents_death
 
-STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+STOPPED = tuple(128 + number for number in SIGNALS)
 """Exit codes of a process that was asked to stop."""
 
 
 class Stopped(Exception):
     """The run was asked to stop; raised in every process at the same step boundary.
 
-    signal_number: SIGTERM or SIGINT. The exit code is 128 more, as a shell reports it.
+    signal_number: one of SIGNALS. The exit code is 128 more, as a shell reports it.
     """
 
     def __init__(self, signal_number: int):
@@ -28,12 +30,12 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Takes SIGTERM and SIGINT, in place of their default actions.
+    """Takes the SIGNALS, in place of their default actions; SIGHUP not where nohup has it ignored.
 
     Until `defer` is called a signal ends the process: a single one in order (temporary files are removed, the
-    exit code is 143 or 130), one of several on the spot, because it may be waiting for the others where Python
-    does not run. From then on the first signal is kept in `signal_number`, for StopAgreement to act on, and a
-    second one ends the process on the spot.
+    exit code is 128 + the signal), one of several on the spot, because it may be waiting for the others where
+    Python does not run. From then on the first signal is kept in `signal_number`, for StopAgreement to act on, and
+    a second one ends the process on the spot.
     """
 
     def __init__(self) -> None:
@@ -43,6 +45,7 @@ class StopRequest:
         if _launched():  # `accelerate launch` dies of a SIGTERM and leaves its process running
             signal_at_parents_death(getattr(signal, "SIGUSR2", 0))
             if is_orphan():  # it died before: nobody would end this process, which would wait for the others
+                print("error: what has launched this process has ended", file=sys.stderr)
                 raise SystemExit(128 + signal.SIGTERM)
         if os.environ.get("WORLD_SIZE", "1") == "1":
             self._take_signals()
@@ -54,8 +57,9 @@ class StopRequest:
         self._take_signals()
 
     def _take_signals(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._receive)
+        for number in SIGNALS:
+            if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._receive)
         if hasattr(signal, "SIGUSR2"):
             signal.signal(signal.SIGUSR2, self._launcher_died)
 

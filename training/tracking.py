@@ -155,12 +155,20 @@ class Tracking:
             artifact.add_file(str(path))
         self.tracker.run.log_artifact(artifact)
 
-    def finish(self, at_once: bool = False) -> None:
-        """End the tracker's run. at_once: the run was asked to stop, and has seconds left."""
+    def finish(self, failed: bool = False, stopped: bool = False) -> None:
+        """End the tracker's run. stopped: it was asked to stop, and has seconds left; it may go on later."""
         if self.tracker is not None:
             # W&B's own limit fails where its process hangs
-            self.guard(self.tracker.finish, 4 if at_once else FINISH_S + 5)
+            self.guard(lambda: self._finish(failed, stopped), 4 if stopped else FINISH_S + 5)
             self.tracker = None
+
+    def _finish(self, failed: bool, stopped: bool) -> None:
+        if self.tracker.name != "wandb":
+            self.tracker.finish()
+            return
+        if stopped:
+            self.tracker.run.mark_preempting()
+        self.tracker.run.finish(exit_code=int(failed or stopped))  # 0 would be shown as finished
 
     def _end_wandb_processes(self) -> None:
         """What W&B has started would otherwise hold this process' end up, and its output open."""
@@ -240,5 +248,8 @@ class Tracking:
 
 
 def _has_wandb_key() -> bool:
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    return bool(os.environ.get("WANDB_API_KEY") or get_netrc_auth(server))
+    """For the server that W&B uses, which `wandb login --host` may have left in its settings file."""
+    import wandb
+
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    return bool(settings.api_key or get_netrc_auth(settings.base_url))
