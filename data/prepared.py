@@ -55,10 +55,6 @@ class Prepared:
     digest: str
 
     @property
-    def train_ids(self) -> range:
-        return range(self.train_count)
-
-    @property
     def test_ids(self) -> range:
         return range(self.train_count, len(self.labels))
 

@@ -279,12 +279,8 @@ def parse_config(arguments: list[str]) -> Config:
     except _UNPARSABLE as error:
         raise InputError(f"{_faulty_recipe(parser, recipes)}{_one_line(error)}; see train.py --help") from error
     del values["recipe"]
-    if (
-        "WANDB_SWEEP_ID" in os.environ
-    ):  # its agent starts one command again and again, and each is a run of its own
-        values["name"] = (
-            values["name"] or f"sweep-{os.environ['WANDB_SWEEP_ID']}-{os.environ.get('WANDB_RUN_ID', '')}"
-        )
+    if sweep := os.environ.get("WANDB_SWEEP_ID"):  # its agent starts one command again and again: a run for each
+        values["name"] = values["name"] or f"sweep-{sweep}-{os.environ.get('WANDB_RUN_ID', '')}"
     try:
         return Config(**values, recipe=Path(recipes[-1]).stem if recipes else "")
     except InputError as error:
