@@ -3,6 +3,7 @@
 import errno
 import json
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from safetensors import safe_open
 
 from data.errors import InputError
 from resnet import build_model
+from training import checkpoint
 from training.checkpoint import (
+    CheckpointWriter,
     load_newest_checkpoint,
     load_weights,
     remove_remnants,
@@ -38,6 +41,44 @@ def test_the_newest_two_are_kept_and_the_newest_is_loaded(tmp_path):
     loaded = load_newest_checkpoint(tmp_path)
     assert loaded["progress"] == {"step": 200}
     assert torch.equal(loaded["model"]["weight"], torch.full((100,), 200.0))
+
+
+def test_a_checkpoint_is_of_its_moment_and_is_written_while_training_goes_on(tmp_path, monkeypatch):
+    """One after the other, and never in the way."""
+    may_write, write = Event(), checkpoint._write
+
+    def write_later(*arguments) -> None:
+        may_write.wait()
+        write(*arguments)
+
+    monkeypatch.setattr(checkpoint, "_write", write_later)
+    writer, taken = CheckpointWriter(tmp_path), state(1)
+    writer.save(1, taken)
+    taken["model"]["weight"].fill_(7)
+    writer.check()  # is not done
+    assert names(tmp_path) == []
+    may_write.set()
+    writer.save(2, state(2))
+    assert {"step-00000001.pt", "step-00000001.pt.sha256"} <= set(names(tmp_path))
+    writer.wait()
+    (tmp_path / "step-00000002.pt").unlink()
+    assert torch.equal(load_newest_checkpoint(tmp_path)["model"]["weight"], torch.full((100,), 1.0))
+
+
+@pytest.mark.parametrize(
+    "ask", [CheckpointWriter.check, CheckpointWriter.wait, lambda writer: writer.save(2, state(2))]
+)
+def test_what_fails_while_a_checkpoint_is_written_is_told_once(tmp_path, monkeypatch, ask):
+    def fail(*_) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "step-00000001.pt")
+
+    monkeypatch.setattr(checkpoint, "_write", fail)
+    writer = CheckpointWriter(tmp_path)
+    writer.save(1, state(1))
+    writer._thread.submit(lambda: None).result()  # the thread has come past it
+    with pytest.raises(OSError, match="No space left"):
+        ask(writer)
+    writer.wait()
 
 
 def test_no_checkpoint_is_none(tmp_path):

@@ -2,11 +2,14 @@
 
 import signal
 import subprocess
+from threading import Event
 
 import pytest
 
 from tests.conftest import ROOT, TINY, command, run_script, wait_until
 from tests.test_train import summary
+from training import checkpoint, recorder
+from training.config import Config
 
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
@@ -49,3 +52,26 @@ def test_a_name_in_use_is_refused_and_that_of_a_dead_process_taken_over(images, 
     assert third.returncode == 0, third.stderr
     assert "resuming after step" in third.stdout
     assert not (tmp_path / "run/.pid").exists()
+
+
+def test_a_run_that_fails_holds_its_name_until_its_last_checkpoint_is_written(tmp_path, monkeypatch):
+    happened, asked = [], Event()
+
+    def write(*_) -> None:
+        asked.wait()
+        happened.append("written")
+
+    class Writer(checkpoint.CheckpointWriter):
+        def wait(self) -> None:
+            asked.set()
+            super().wait()
+
+    monkeypatch.setattr(checkpoint, "_write", write)
+    run = recorder.Recorder(Config(name="mine", runs_dir=str(tmp_path)), None, None)
+    run._take_lock()
+    run.checkpoints.save(1, {})
+    run.checkpoints.__class__ = Writer
+    monkeypatch.setattr(run.lock, "release", lambda: happened.append("released"))
+    run.close()
+    asked.set()
+    assert happened == ["written", "released"]

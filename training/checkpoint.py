@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,44 @@ from resnet import build_model
 KEPT_CHECKPOINTS = 2
 
 
+class CheckpointWriter:
+    """Takes a checkpoint at once, and writes it while training goes on: that can take as long as an epoch."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._thread = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
+
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """As `save_checkpoint`. Waits for the one before."""
+        self.wait()
+        self._written = self._thread.submit(_write, self.folder, step, _serialized(state))
+
+    def wait(self) -> None:
+        """Until the last one is on disk. Raises OSError where that has failed."""
+        written, self._written = self._written, None
+        if written:
+            written.result()
+
+    def check(self) -> None:
+        """As `wait`, but only if there is nothing to wait for: a full disk is told soon."""
+        if self._written and self._written.done():
+            self.wait()
+
+
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write folder/step-<step>.pt with its digest beside it, then remove all but the newest two."""
-    path = folder / f"step-{step:08d}.pt"
+    _write(folder, step, _serialized(state))
+
+
+def _serialized(state: dict[str, Any]) -> io.BytesIO:
     serialized = io.BytesIO()
     torch.save(state, serialized)
-    write_with_digest(path, serialized.getbuffer())
+    return serialized
+
+
+def _write(folder: Path, step: int, serialized: io.BytesIO) -> None:
+    write_with_digest(folder / f"step-{step:08d}.pt", serialized.getbuffer())
     for old in _checkpoints(folder)[KEPT_CHECKPOINTS:]:
         old.unlink()
     remove_remnants(folder)

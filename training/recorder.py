@@ -22,10 +22,10 @@ from data.errors import InputError
 from data.files import check_digest, read_json, sha256_of, write_atomically, write_json, write_with_digest
 from data.prepared import Prepared
 from training.checkpoint import (
+    CheckpointWriter,
     load_newest_checkpoint,
     load_weights,
     remove_remnants,
-    save_checkpoint,
     save_weights,
     weights_sha256,
 )
@@ -69,6 +69,7 @@ class Recorder(NullRecorder):
         self.lock = FileLock(self.folder / ".lock")  # the system frees it when its holder dies
         self.holder = self.folder / ".pid"
         self.commit = commit()  # now: the checkout may change while the run lasts
+        self.checkpoints = CheckpointWriter(self.folder / "checkpoints")
         self.metrics_lines: list[str] = []
         self.tracking: Tracking | None = None
         self.finished_before: dict[str, Any] | None = None  # its summary
@@ -86,8 +87,8 @@ class Recorder(NullRecorder):
         if not exists and self.config.resume == "must":
             raise InputError(f"--resume must: there is no run in {self.folder}; check --name and --runs-dir")
         self._take_lock()
-        remove_remnants(self.folder / "checkpoints")
-        state = load_newest_checkpoint(self.folder / "checkpoints")
+        remove_remnants(self.checkpoints.folder)
+        state = load_newest_checkpoint(self.checkpoints.folder)
         if state is None and exists:
             self._require_no_progress()
         if state is not None:
@@ -216,6 +217,7 @@ class Recorder(NullRecorder):
 
     def log(self, row: dict[str, Any]) -> None:
         assert self.tracking is not None
+        self.checkpoints.check()
         is_epoch, device = row["kind"] == "epoch", self.accelerator.device
         measured = {}
         if is_epoch and device.type == "cuda":
@@ -233,7 +235,7 @@ class Recorder(NullRecorder):
     def checkpoint(self, trainer: Trainer, state: dict[str, Any]) -> None:
         assert self.tracking is not None
         state = state | {"metrics_lines": self.tracking.file.lines, "origin": self.origin}
-        save_checkpoint(self.folder / "checkpoints", trainer.progress.step, state)
+        self.checkpoints.save(trainer.progress.step, state)
 
     def save_weights(self, trainer: Trainer, about: dict[str, Any]) -> None:
         """Write best.safetensors with all that evaluate.py and submit.py need."""
@@ -252,6 +254,7 @@ class Recorder(NullRecorder):
         from training.figures import draw_curves
 
         assert self.tracking is not None
+        self.checkpoints.wait()
         if self.finished_before:  # what computed it then is recorded, and stays
             tell(f"{self.folder}: finished before; {outcome(self.finished_before)}")
             return
@@ -283,10 +286,13 @@ class Recorder(NullRecorder):
 
     def stopped(self, trainer: Trainer, stopped: Stopped) -> None:
         assert self.tracking is not None
+        self.checkpoints.wait()
         tell(f"{self.folder}: {stopped} after step {trainer.progress.step}; the same command goes on from there")
         self.tracking.finish(stopped=True)
 
     def close(self) -> None:
+        with suppress(Exception):  # of a run that has failed already: that is what is told
+            self.checkpoints.wait()
         if self.tracking is not None:
             self.tracking.finish(failed=True)  # unless it has ended in order before
         if self.lock.is_locked:
