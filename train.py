@@ -55,7 +55,7 @@ def train(config: Config, stop_request: StopRequest) -> None:
 
 
 def run_epochs(trainer: "Trainer", recorder: "NullRecorder", stop_request: StopRequest) -> None:
-    """The epochs that are left; when the run is asked to stop, a checkpoint and exit code 143 or 130."""
+    """The epochs that are left; when the run is asked to stop, a checkpoint and exit code 128 + the signal."""
     stop_request.defer()
     try:
         while trainer.progress.epoch < trainer.config.epochs:
@@ -64,8 +64,7 @@ def run_epochs(trainer: "Trainer", recorder: "NullRecorder", stop_request: StopR
         trainer.stop.finish()
         recorder.finish(trainer)
     except Stopped as stopped:
-        recorder.checkpoint(trainer, trainer.state())
-        recorder.stopped(trainer, stopped)
+        recorder.stopped(trainer, trainer.state(), stopped)
         trainer.stop.finish()
         raise SystemExit(128 + stopped.signal_number) from None
 

@@ -34,6 +34,7 @@ from benchmarks.common import (
 )
 from benchmarks.processes import PeakMemory, in_own_process
 from data.decode import allowed_cores
+from data.errors import InputError
 from data.prepared import Prepared
 from data.sources import find_source
 from training.config import Config
@@ -204,6 +205,9 @@ def benchmark(arguments: Namespace) -> list[Row]:
     count = open_prepared(base).train_count
     images = arguments.images or (count if arguments.full else 1000 if arguments.quick else 10_000)
     absent = [*([] if HAS_FFCV else _OF_FFCV), *([] if has_files(base) else ["B1, PNG"])]
+    for name in arguments.only or ():
+        if name in absent:
+            raise InputError(f"--only {name}: needs {'FFCV' if name in _OF_FFCV else 'image files'}")
     names = [name for name in arguments.only or NAMES if name not in absent]
     workers = (1, 2, allowed_cores()) if arguments.full and allowed_cores() > 2 else (1, 2)
     configs = [

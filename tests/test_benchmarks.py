@@ -397,6 +397,9 @@ def test_what_needs_ffcv_is_left_out_where_it_is_not_installed(monkeypatch, tmp_
     for module in (loaders, data_wait, start):
         arguments.quick = module is not start  # whose rehearsal has the resident loader alone
         module.benchmark(arguments)
+    arguments.only = ["B2"]
+    with pytest.raises(InputError, match="--only B2: needs FFCV"):
+        loaders.benchmark(arguments)
     found += [contender.case for contender in prepare_benchmark.contenders_of(tmp_path, 1, tmp_path / "weights")]
     arguments = arguments_of("--device", "cpu")
     arguments.stem = "cifar"

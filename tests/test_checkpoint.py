@@ -48,7 +48,7 @@ def test_a_checkpoint_is_of_its_moment_and_is_written_while_training_goes_on(tmp
     may_write, write = Event(), checkpoint._write
 
     def write_later(*arguments) -> None:
-        may_write.wait()
+        may_write.wait(10)
         write(*arguments)
 
     monkeypatch.setattr(checkpoint, "_write", write_later)

@@ -3,8 +3,10 @@
 import signal
 import subprocess
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.conftest import ROOT, TINY, command, run_script, wait_until
 from tests.test_train import summary
@@ -54,24 +56,49 @@ def test_a_name_in_use_is_refused_and_that_of_a_dead_process_taken_over(images, 
     assert not (tmp_path / "run/.pid").exists()
 
 
-def test_a_run_that_fails_holds_its_name_until_its_last_checkpoint_is_written(tmp_path, monkeypatch):
-    happened, asked = [], Event()
+@pytest.fixture
+def happened(tmp_path, monkeypatch) -> list[str]:
+    """What a run does, and that a checkpoint was written: it is, as soon as somebody waits for it."""
+    found, asked = [], Event()
 
     def write(*_) -> None:
-        asked.wait()
-        happened.append("written")
+        asked.wait(10)
+        found.append("written")
 
-    class Writer(checkpoint.CheckpointWriter):
-        def wait(self) -> None:
+    wait = checkpoint.CheckpointWriter.wait
+
+    def wait_for_it(writer) -> None:
+        if writer._written:
             asked.set()
-            super().wait()
+        wait(writer)
 
     monkeypatch.setattr(checkpoint, "_write", write)
-    run = recorder.Recorder(Config(name="mine", runs_dir=str(tmp_path)), None, None)
-    run._take_lock()
+    monkeypatch.setattr(checkpoint.CheckpointWriter, "wait", wait_for_it)
+    yield found
+    asked.set()
+
+
+@pytest.fixture
+def run(tmp_path, happened) -> recorder.Recorder:
+    """With one checkpoint that is being written."""
+    on_cpu = SimpleNamespace(device=torch.device("cpu"))
+    run = recorder.Recorder(Config(name="mine", runs_dir=str(tmp_path)), None, on_cpu)
+    run.tracking = SimpleNamespace(log=lambda *_: happened.append("logged"), finish=lambda **_: None)
     run.checkpoints.save(1, {})
-    run.checkpoints.__class__ = Writer
+    return run
+
+
+def test_a_run_that_fails_holds_its_name_until_its_last_checkpoint_is_written(run, happened, monkeypatch):
+    run._take_lock()
     monkeypatch.setattr(run.lock, "release", lambda: happened.append("released"))
     run.close()
-    asked.set()
     assert happened == ["written", "released"]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("epoch", ["written", "logged"]), ("step", ["logged"])])
+def test_an_epoch_has_its_row_when_the_one_before_has_its_checkpoint(run, happened, kind, expected):
+    """Or the run could end with two epochs' rows and no checkpoint, as one whose checkpoints were removed."""
+    run.log(
+        {"kind": kind, "epoch": 2, "train_loss": 1, "train_accuracy": 0.5, "images_per_second": 1, "seconds": 1}
+    )
+    assert happened == expected

@@ -166,6 +166,19 @@ def test_an_evaluation_of_other_images_or_weights_is_no_result(done, monkeypatch
         assert "not chosen, not evaluated yet" in row_with(**{name: "0"})
 
 
+def test_a_run_is_not_evaluated_on_other_images_than_it_was_trained_on(done, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(done[0], tmp_path / "out")
+    write_kaggle(tmp_path / "others", CIFAR10.classes * 10, CIFAR10.classes * 3)
+    replaced = {str(done[0]): str(folder), done[1][done[1].index("--data-dir") + 1]: str(tmp_path / "others")}
+    path = folder / "cifar10-study/exp1-seed42-scaled/evaluation.json"
+    path.unlink()
+    assert run_here(monkeypatch, *(replaced.get(flag, flag) for flag in done[1])) == 1
+    assert (
+        f"exp1-seed42-scaled: trained on other images than those in {tmp_path}/others" in capsys.readouterr().err
+    )
+    assert not path.exists()
+
+
 def test_a_damaged_evaluation_is_made_again(done, monkeypatch):
     path = done[0] / "cifar10-study/exp1-seed42-scaled/evaluation.json"
     whole = path.read_bytes()

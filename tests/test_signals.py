@@ -84,10 +84,36 @@ print(request.signal_number)
 """
 
 
+STARTED_BY_ANOTHER = """
+import os, signal, types
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+from training import jobs
+class Process:
+    def __init__(self, *_, **how):
+        os.kill(os.getpid(), signal.SIGHUP)
+    def wait(self):
+        return 0
+jobs.subprocess = types.SimpleNamespace(Popen=Process)
+print(jobs.start([], 1))
+"""
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="the system has no terminals that hang up")
-def test_nohup_is_respected():
-    done = subprocess.run([sys.executable, "-c", NOHUP], cwd=ROOT, capture_output=True, text=True, timeout=100)
+@pytest.mark.parametrize("code", [NOHUP, STARTED_BY_ANOTHER], ids=["train.py", "what reproduce.py starts"])
+def test_nohup_is_respected(code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
+
+
+def test_nothing_that_is_said_to_a_terminal_that_has_gone_is_an_error():
+    ours, terminal = os.openpty()
+    code = "import sys; input(); from training.cli import tell; tell('x'); print('y', file=sys.stderr, flush=True)"
+    job = [sys.executable, "-c", code]
+    with subprocess.Popen(job, cwd=ROOT, stdin=subprocess.PIPE, stdout=terminal, stderr=terminal) as process:
+        os.close(terminal)
+        os.close(ours)
+        process.communicate(b"\n", timeout=100)
+    assert process.returncode == 0
 
 
 def test_a_signal_while_wandb_waits_for_its_server_ends_the_run(images, tmp_path):

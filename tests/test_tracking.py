@@ -75,14 +75,18 @@ def test_wandb_records_offline_without_a_key_and_says_how_to_upload(tmp_path, ca
     [({}, 0), ({"failed": True}, 1), ({"stopped": True}, 1)],
     ids=["finished", "failed", "stopped"],
 )
-def test_wandb_is_told_how_a_run_ended(tmp_path, how, code):
+@pytest.mark.parametrize("sweep", ["", "abcdefgh"])
+def test_wandb_is_told_how_a_run_ended(tmp_path, monkeypatch, how, code, sweep):
+    """A sweep would start one that it has stopped itself again, were it said to be preempted."""
     tracking = Tracking(Config(), tmp_path)
     tracking.log(ROW)
+    if sweep:
+        monkeypatch.setenv("WANDB_SWEEP_ID", sweep)
     tracking.finish(**how)
     records = list(wandb_records(tmp_path))
     assert [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"] == [code]
     preempting = [record for record in records if record.WhichOneof("record_type") == "preempting"]
-    assert bool(preempting) == ("stopped" in how)
+    assert bool(preempting) == ("stopped" in how and not sweep)
 
 
 @pytest.mark.parametrize("host", ["wandb.example.com", "api.wandb.ai"])

@@ -22,6 +22,7 @@ from training import hardware, recorder
 from training.checkpoint import load_newest_checkpoint, load_weights, save_weights
 from training.config import Config, parse_config
 from training.stopping import StopRequest
+from training.tracking import Tracking
 
 SUMMARY_KEYS = {
     *("recipe", "epochs", "steps", "train_images", "val_images", "best_epoch", "val_accuracy", "val_macro_f1"),
@@ -195,6 +196,17 @@ def test_a_finished_run_started_again_stays_as_it_is(tiny_run, images, tmp_path,
     assert [(run / name).read_bytes() for name in ("summary.json", "metrics.jsonl", "best.safetensors")] == left
 
 
+def test_the_summary_marks_a_run_that_needs_nothing_more(images, tmp_path, process_as_it_was, monkeypatch):
+    """Not one whose pictures and weights its tracker has not taken yet."""
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
+    finished = []
+    monkeypatch.setattr(
+        Tracking, "finish", lambda *_, **how: finished.append((how, (tmp_path / "run/summary.json").exists()))
+    )
+    train(parse_config([*map(str, [*TINY, *where, "--epochs", 1])]), StopRequest())
+    assert finished == [({}, False), ({"failed": True}, True)]  # the second finds nothing left
+
+
 def test_a_damaged_summary_is_written_anew(tiny_run, images, tmp_path, process_as_it_was):
     def cut_summary(weights: Path) -> None:
         (weights.parent / "summary.json").write_bytes((tiny_run / "summary.json").read_bytes()[:-9])
@@ -240,9 +252,9 @@ def test_an_epoch_stopped_in_its_validation_has_the_rate_of_the_run_so_far(image
     where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
     config = parse_config([*map(str, [*TINY, *where])])
     trainer = make_trainer(config)
-    trainer.progress.step, trainer.progress.train_seconds = trainer.steps_per_epoch, 2.0
+    trainer.progress.step, trainer.progress.train_seconds = trainer.steps_per_epoch, 2000.0
     assert list(trainer.train_epoch()) == []
-    expected = trainer.steps_per_epoch * config.batch_size / 2
+    expected = trainer.steps_per_epoch * config.batch_size / 2000
     assert trainer.images_per_second == pytest.approx(expected, rel=0.01)
 
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -41,8 +41,10 @@ def tell(line: str) -> None:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        with suppress(OSError):  # of a terminal that has gone
+        try:
             print(f"warning: stdout: {error.strerror}; going on without", file=sys.stderr)
+        except OSError:  # of a terminal that has gone, and which would fail each later line, too
+            os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
 
 
 class OwnError(InputError):

@@ -13,7 +13,7 @@ from typing import Any
 
 from data.errors import InputError
 from training.config import HELD_OUT, ROOT, Config, flag, parse_config
-from training.stopping import SIGNALS, STOPPED
+from training.stopping import STOPPED, signals_to_take
 
 OWN_FLAGS = (
     "recipe",
@@ -147,7 +147,7 @@ def start(flags: list[str], processes: int) -> int:
         for process in started:
             process.send_signal(number if number == signal.SIGINT else signal.SIGTERM)
 
-    former = {number: signal.signal(number, pass_on) for number in SIGNALS}
+    former = {number: signal.signal(number, pass_on) for number in signals_to_take()}
     try:
         # As `accelerate launch` starts it: on Linux it then stops, with a checkpoint, when this process dies. In a
         # session of its own: what a terminal sends reaches it once, through this process.

@@ -55,7 +55,7 @@ class NullRecorder:
 
     def finish(self, trainer: Trainer) -> None: ...
 
-    def stopped(self, trainer: Trainer, stopped: Stopped) -> None: ...
+    def stopped(self, trainer: Trainer, state: dict[str, Any], stopped: Stopped) -> None: ...
 
     def close(self) -> None: ...
 
@@ -110,7 +110,7 @@ class Recorder(NullRecorder):
         epochs = metrics.read_bytes().count(b'"kind": "epoch"') if metrics.exists() else 0
         if epochs > 1 or (self.folder / "summary.json").exists() or self.config.resume == "must":
             raise InputError(
-                f"{self.folder}: no checkpoint to go on from; remove it to train again, or give another --name"
+                f"{self.folder}: no checkpoint to go on from; remove the folder, or give another --name"
             )
 
     @functools.cached_property
@@ -217,8 +217,11 @@ class Recorder(NullRecorder):
 
     def log(self, row: dict[str, Any]) -> None:
         assert self.tracking is not None
-        self.checkpoints.check()
         is_epoch, device = row["kind"] == "epoch", self.accelerator.device
+        if is_epoch:  # whose row is there only when the epoch before has its checkpoint
+            self.checkpoints.wait()
+        else:
+            self.checkpoints.check()
         measured = {}
         if is_epoch and device.type == "cuda":
             measured["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
@@ -263,11 +266,11 @@ class Recorder(NullRecorder):
         draw_curves(self.tracking.file.rows(), self.folder.name, held_out, curves)
         summary = summarize(self.config, self.accelerator, trainer)
         summary |= {"metrics_sha256": sha256_of(self.tracking.file.path), **self.commit}
-        write_json(self.folder / "summary.json", summary)
-        tell(f"{self.folder}: finished; {outcome(summary)}")
         if self.tracking.tracker is not None:
             self.tracking.guard(lambda: self._track_best(trainer, curves, held_out), None)
         self.tracking.finish()
+        write_json(self.folder / "summary.json", summary)  # last: the mark of a run that needs nothing more
+        tell(f"{self.folder}: finished; {outcome(summary)}")
 
     def _track_best(self, trainer: Trainer, curves: Path, held_out: str) -> None:
         """Show the tracker the best weights, and what they do with the images that were not trained on."""
@@ -284,11 +287,16 @@ class Recorder(NullRecorder):
             per_class = evaluation.report["per_class"]
         self.tracking.log_best(pictures, per_class, [weights, self.folder / "config.yaml"])
 
-    def stopped(self, trainer: Trainer, stopped: Stopped) -> None:
+    def stopped(self, trainer: Trainer, state: dict[str, Any], stopped: Stopped) -> None:
+        """Write a last checkpoint, within the seconds that are left."""
         assert self.tracking is not None
-        self.checkpoints.wait()
-        tell(f"{self.folder}: {stopped} after step {trainer.progress.step}; the same command goes on from there")
-        self.tracking.finish(stopped=True)
+        try:
+            self.checkpoint(trainer, state)
+            self.checkpoints.wait()
+            step = trainer.progress.step
+            tell(f"{self.folder}: {stopped} after step {step}; the same command goes on from there")
+        finally:
+            self.tracking.finish(stopped=True)
 
     def close(self) -> None:
         with suppress(Exception):  # of a run that has failed already: that is what is told

@@ -18,6 +18,12 @@ STOPPED = tuple(128 + number for number in SIGNALS)
 """Exit codes of a process that was asked to stop."""
 
 
+def signals_to_take() -> list[signal.Signals]:
+    """All SIGNALS, but for a SIGHUP that nohup has this process ignore."""
+    hangup = getattr(signal, "SIGHUP", None)
+    return [number for number in SIGNALS if number != hangup or signal.getsignal(number) != signal.SIG_IGN]
+
+
 class Stopped(Exception):
     """The run was asked to stop; raised in every process at the same step boundary.
 
@@ -30,7 +36,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Takes the SIGNALS, in place of their default actions; SIGHUP not where nohup has it ignored.
+    """Takes the signals that ask for an end, in place of their default actions.
 
     Until `defer` is called a signal ends the process: a single one in order (temporary files are removed, the
     exit code is 128 + the signal), one of several on the spot, because it may be waiting for the others where
@@ -57,9 +63,8 @@ class StopRequest:
         self._take_signals()
 
     def _take_signals(self) -> None:
-        for number in SIGNALS:
-            if number in (signal.SIGTERM, signal.SIGINT) or signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._receive)
+        for number in signals_to_take():
+            signal.signal(number, self._receive)
         if hasattr(signal, "SIGUSR2"):
             signal.signal(signal.SIGUSR2, self._launcher_died)
 

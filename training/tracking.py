@@ -166,7 +166,7 @@ class Tracking:
         if self.tracker.name != "wandb":
             self.tracker.finish()
             return
-        if stopped:
+        if stopped and "WANDB_SWEEP_ID" not in os.environ:  # a sweep would offer what it has stopped itself again
             self.tracker.run.mark_preempting()
         self.tracker.run.finish(exit_code=int(failed or stopped))  # 0 would be shown as finished
 
