@@ -122,6 +122,7 @@ def evaluate_run(
     data_dir: Path | None = None,
     cache_dir: Path | None = None,
     tta: str = "none",
+    own_images: bool = False,
     show: Callable[[dict[str, Any]], object] = lambda report: None,
 ) -> dict[str, Any]:
     """Evaluate a run's weights; writes evaluation.json and the pictures beside them, and returns the report.
@@ -132,6 +133,7 @@ def evaluate_run(
         data_dir: folder of the images; None: where the run found them.
         cache_dir: folder of the decoded images; None: where the run kept them.
         tta: test-time augmentation, reported besides the plain result; the pictures show that one.
+        own_images: refuse others than those of the data set that the run was trained on.
         show: is given the report before anything is written: a full disk does not take it away.
 
     Raises:
@@ -144,6 +146,11 @@ def evaluate_run(
     if cache_dir is not None:
         config = replace(config, cache_dir=str(cache_dir))
     prepared, ids = images_of(config, split)
+    if own_images and prepared.digest != about["data"]:
+        raise InputError(
+            f"{run}: trained on other images than those in {config.source_folder}; give their --data-dir, or "
+            "another --out"
+        )
     if split == "val" and prepared.digest != about["data"]:
         raise InputError(
             "--split val: these are not the images that the run held some out of; give its --data-dir"
