@@ -19,8 +19,9 @@ demo: setup  ## train, evaluate and write a submission on drawn shapes: no downl
 	$(BIN)/python -m data.shapes datasets/shapes
 	$(BIN)/python submit.py runs/demo --images datasets/shapes/test --out runs/demo/submission.csv
 
-test: setup  ## run the tests
-	$(BIN)/python -m pytest
+# OMP_WAIT_POLICY: threads that wait would spin, on cores that other tests could use.
+test: setup  ## run the tests, some side by side
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
 test-faults: setup  ## the fault tests in full: 25 kills, every combination of settings for resumed runs
 	KILLS=25 ALL_CASES=1 $(BIN)/python -m pytest tests/faults tests/test_ranks.py

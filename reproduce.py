@@ -20,9 +20,9 @@ from training.config import ROOT, Config, parse_config
 from training.jobs import (
     add_flags,
     check_flags,
-    complete,
     is_finished,
     require_validation,
+    shortened,
     split_arguments,
     train,
 )
@@ -149,12 +149,14 @@ def runs_of(
     """
     name, study = experiment.name, STUDIES[study_name]
     given = ["--recipe", str(ROOT / "recipes" / study_name / f"{name}.yaml"), "--tracker", "none", *extra]
-    folder, first_seed, runs = data_folder(study, arguments), parse_config(given).seed, []
-    for seed in range(first_seed, first_seed + arguments.seeds):
+    given += ["--data-dir", str(data_folder(study, arguments))]
+    whole = parse_config(given)
+    given += shortened(whole, arguments.epochs_scale, arguments.subset)
+    runs = []
+    for seed in range(whole.seed, whole.seed + arguments.seeds):
         run = out / study_name / (f"{name}-seed{seed}" + ("-scaled" if scale_in_words(arguments) else ""))
         flags = [*given, "--name", run.name, "--runs-dir", str(run.parent), "--seed", str(seed)]
-        flags += ["--data-dir", str(folder)]
-        runs.append((run, *complete(flags, arguments.epochs_scale, arguments.subset)))
+        runs.append((run, flags, parse_config(flags)))
     return runs
 
 

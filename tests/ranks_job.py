@@ -45,7 +45,7 @@ AUGMENTED = {
 }
 TECHNIQUES = {"label_smoothing": 0.1, "ema": 0.9, "sam": 0.5, "sam_adaptive": True, "zero_init": True}
 TECHNIQUES |= {"norm_bias_lr": 4.0, "decay_norm_and_bias": False, "crop_mode": "reflect", "accumulation": 2}
-EVERYTHING = {**RESUMED["sgd-bf16-ffcv"], "optimizer": "nesterov", **AUGMENTED, **TECHNIQUES}
+EVERYTHING = {**RESUMED["sgd-no-ffcv"], "optimizer": "nesterov", **AUGMENTED, **TECHNIQUES}
 RESUMED["everything"] = EVERYTHING
 
 SIGNALS = (2, 5, 8) if os.environ.get("WORLD_SIZE", "1") == "1" else (2, 4, 10)

@@ -157,9 +157,8 @@ def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Of a run whose config.yaml is written. The parser is built once: that takes the time."""
-    monkeypatch.setattr(config, "make_parser", functools.cache(config.make_parser))
+def recorder(tmp_path: Path) -> Recorder:
+    """Of a run whose config.yaml is written."""
     recorder = Recorder(Config(name="mine", runs_dir=str(tmp_path)), None, None)  # type: ignore[arg-type]
     recorder._write_config()
     return recorder

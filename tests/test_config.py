@@ -43,6 +43,17 @@ def test_recipe_then_flags(tmp_path):
     assert config.run_folder == Path("runs/mine")
 
 
+def test_a_command_line_leaves_nothing_to_the_next(tmp_path):
+    """They share a parser."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("lr: 0.3\nmilestones: [5, 7]\n")
+    parse_config(["--recipe", str(recipe), "--seed", "3"]).milestones.append(9)
+    with pytest.raises(InputError):
+        parse_config(["--lr", "0.5", "--batch-size", "none"])
+    parse_config([]).milestones.append(11)
+    assert parse_config([]) == Config()
+
+
 def test_choices_are_those_of_the_networks():
     hints = get_type_hints(Config)
     assert get_args(hints["model"]) == resnet.MODELS

@@ -22,6 +22,7 @@ from data.decode import decode, decode_stream
 from data.errors import InputError
 from tests.conftest import ROOT
 from tests.images import Pixels, random_images, save_image
+from tests.jobs import shared_memory_of
 
 IMAGE = random_images(1)[0]
 
@@ -285,10 +286,13 @@ def test_one_chunk_starts_no_processes(files: list[Path], handed: list[Sequence[
 
 @pytest.mark.skipif(sys.platform != "linux", reason="shows its shared memory and semaphores in a folder")
 def test_a_stream_has_nothing_that_would_stay_on_the_system_when_all_is_killed(files: list[Path]) -> None:
-    before = set(os.listdir("/dev/shm"))
+    own = psutil.Process()
+    before = shared_memory_of([own])
     stream = decode_stream(files, 1)
     next(stream)
-    assert set(os.listdir("/dev/shm")) == before
+    workers = own.children(recursive=True)
+    assert workers
+    assert shared_memory_of([own, *workers]) == before
     stream.close()
 
 

@@ -3,6 +3,7 @@
 Nothing here imports torch, so that --help and a mistaken flag answer at once.
 """
 
+import functools
 import math
 import os
 import re
@@ -251,6 +252,7 @@ def as_flags(values: Mapping[str, Any]) -> list[str]:
     return [part for name, value in values.items() for part in (flag(name), str(value))]
 
 
+@functools.cache  # reproduce.py and the search parse hundreds of command lines
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="train.py", description=Config.__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument(

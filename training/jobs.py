@@ -73,12 +73,6 @@ def shortened(config: Config, epochs_scale: float, subset: float) -> list[str]:
     return [str(part) for part in (*flags, "--decay", decay, "--subset", subset)]
 
 
-def complete(flags: Sequence[str], epochs_scale: float, subset: float) -> tuple[list[str], Config]:
-    """The flags of a run with those that shorten it, and the config that they give."""
-    whole = [*flags, *shortened(parse_config(list(flags)), epochs_scale, subset)]
-    return whole, parse_config(whole)
-
-
 def require_validation(config: Config) -> None:
     """InputError for a run without validation images to be compared by."""
     if config.split not in HELD_OUT:

@@ -22,10 +22,10 @@ from training.config import parse_config
 from training.jobs import (
     add_flags,
     check_flags,
-    complete,
     is_finished,
     read_summary,
     require_validation,
+    shortened,
     split_arguments,
     train,
 )
@@ -101,8 +101,8 @@ def train_trial(trial: Trial, number: int, share: float, given: list[str], argum
     """
     run = arguments.out / f"trial{trial.number:02}-round{number + 1}"
     flags = [*given, *trial.flags, "--name", run.name, "--runs-dir", str(run.parent)]
-    flags, config = complete(flags, share, arguments.subset)
-    if not is_finished(run, config) and train(flags, arguments.processes):
+    flags += shortened(parse_config(flags), share, arguments.subset)
+    if not is_finished(run, parse_config(flags)) and train(flags, arguments.processes):
         return -1.0
     return float(read_summary(run)["val_accuracy"])
 
