@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from contextlib import nullcontext
 from multiprocessing import get_start_method
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from benchmarks import (
     baselines,
     data_wait,
+    defaults,
     flops,
     loaders,
     memory_format,
@@ -46,7 +48,8 @@ from data.sources import Split
 from tests.conftest import ROOT
 from tests.images import PixelSource, prepared_pixels, random_images, save_image
 from training.config import Config, parse_config
-from training.engine import initial_model
+from training.engine import Trainer, initial_model
+from training.inference import Predictor
 
 CPU = torch.device("cpu")
 NAMES = sorted(
@@ -161,7 +164,7 @@ def test_each_benchmark_has_a_main_and_is_part_of_the_makefile_and_of_the_readme
 def test_make_runs_each_once():
     lines = re.findall(r"-m benchmarks\.(\w+) ", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert sorted(lines) == NAMES
-    assert len(NAMES) == 11
+    assert len(NAMES) == 12
 
 
 # Processes --------------------------------------------------------------------------------------------------
@@ -365,11 +368,14 @@ def test_jobs_are_started_with_the_flags_of_their_config():
     assert parse_config(scaling.flags(config)) == config
 
 
-@pytest.mark.usefixtures("process_as_it_was")
-def test_the_parts_of_a_step_are_measured_on_the_real_trainer(images, tmp_path):
+@pytest.fixture
+def small_config(images, tmp_path, process_as_it_was) -> Config:
     flags = {"dataset": "folder", "data_dir": str(images), "cache_dir": str(tmp_path), "split": "none"}
-    config = Config(**flags, batch_size=16, loader="resident", precision="no", tracker="none")
-    trainer = make_trainer(config, NoNetwork)
+    return Config(**flags, batch_size=16, stem="imagenet", loader="resident", precision="no", tracker="none")
+
+
+def test_the_parts_of_a_step_are_measured_on_the_real_trainer(small_config):
+    trainer = make_trainer(small_config, NoNetwork)
     trainer.val_ids = torch.arange(20)
     found = scaling_job.measure(trainer, 2)
     assert list(found) == ["images/s", "data ms", "compute ms", "communication ms", "evaluation images/s"]
@@ -379,6 +385,34 @@ def test_the_parts_of_a_step_are_measured_on_the_real_trainer(images, tmp_path):
     for _ in range(25):  # of 10 an epoch
         next(steps)
     assert (trainer.progress.epoch, trainer.progress.step) == (2, 25)
+
+
+def recorded(monkeypatch, owner: type, name: str, what: Callable[..., Any]) -> list[Any]:
+    """`what` of each call of a method, which goes on as it does."""
+    found: list[Any] = []
+    method = getattr(owner, name)
+
+    def record(*arguments, **named):
+        found.append(what(*arguments, **named))
+        return method(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, record)
+    return found
+
+
+def test_defaults_are_measured_beside_their_alternatives(small_config, monkeypatch):
+    steps = recorded(monkeypatch, Trainer, "training_row", lambda trainer, kind: trainer.progress.step)
+    assert defaults.open_reading(small_config, 10)(2)["us/step"] > 0
+    assert steps == [10, 20, 30]
+    evaluated = recorded(monkeypatch, Predictor, "logits", lambda predictor, images, tta: len(images))
+    assert defaults.open_evaluation(small_config, 125)(1)["images/s"] > 0
+    assert evaluated == [125, 35]
+    augmented = recorded(monkeypatch, BatchTransform, "augment", lambda transform, images, *_: len(images))
+    assert defaults.open_stream(small_config, 4)(1)["images/s"] > 0
+    assert augmented == [64, 64, 32, 64, 64]  # 10 steps an epoch
+    updates = recorded(monkeypatch, torch.optim.SGD, "step", lambda optimizer: optimizer.defaults["fused"])
+    assert defaults.open_sgd(small_config, "fused")(2)["us/step"] > 0
+    assert updates == [True, True]
 
 
 @pytest.mark.usefixtures("same_environment")

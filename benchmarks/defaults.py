@@ -1,0 +1,105 @@
+"""What no other benchmark measures of the defaults: each beside its alternatives.
+
+- "metrics read every": --log-every. On a CPU with a network that computes nothing, as a step of a real one takes
+  longer than what is to be seen;
+- "evaluation batch": images of one forward pass in validation and evaluate.py;
+- "SGD": the optimizer's step alone, parameter by parameter, all at once (foreach), or with its fused kernel;
+- "images augmented together": those of 1, 4 or 16 steps; images/s of the stream alone.
+"""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from benchmarks.common import Row, base_config, default_device, endless, make_parser, run
+from benchmarks.loops import make_trainer, our_steps, time_steps
+from benchmarks.processes import Opening, in_turn
+from benchmarks.step_overhead import NoNetwork
+from data.sampling import evaluation_batches
+from training.config import Config
+from training.engine import initial_model
+from training.hardware import set_threads
+
+READINGS = {"step": 1, "10 steps": 10, "50 steps": 50, "epoch": 10**9}
+EVALUATION_BATCHES = (125, 500, 2000)
+SGD = {"one by one": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+STEPS_AT_ONCE = (1, 4, 16)
+
+
+def open_reading(config: Config, every: int) -> Callable[[int], dict[str, float]]:
+    device = default_device()
+    trainer = make_trainer(config, None if device.type == "cuda" else NoNetwork)
+
+    def steps() -> Iterator[None]:
+        for _ in our_steps(trainer):
+            if trainer.progress.step % every == 0:
+                trainer.training_row("step")
+            yield
+
+    running = steps()
+    return lambda count: {"us/step": 1e6 * time_steps(running, 16 * count, device) / (16 * count)}
+
+
+def open_evaluation(config: Config, batch: int) -> Callable[[int], dict[str, float]]:
+    trainer = make_trainer(config)
+    ids = trainer.stream.ids[:2000]
+
+    def evaluate() -> dict[str, Any]:  # it reads its metrics at the end: the device is waited for
+        return trainer.predictor.evaluate(trainer.loader.read(evaluation_batches(ids, batch)), trainer.num_classes)
+
+    passes = iter(evaluate, None)
+
+    def measure(count: int) -> dict[str, float]:
+        count = -(-count // 20)
+        return {"images/s": count * len(ids) / time_steps(passes, count, trainer.accelerator.device)}
+
+    return measure
+
+
+def open_sgd(config: Config, kernels: str) -> Callable[[int], dict[str, float]]:
+    set_threads()
+    device = default_device()
+    model = initial_model(config, num_classes=10).to(device)
+    for parameter in model.parameters():
+        parameter.grad = 1e-3 * torch.randn_like(parameter)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4, **SGD[kernels])
+    steps = iter(optimizer.step, "")  # endless: it returns None
+    return lambda count: {"us/step": 1e6 * time_steps(steps, count, device) / count}
+
+
+def open_stream(config: Config, steps_at_once: int) -> Callable[[int], dict[str, float]]:
+    stream = make_trainer(config, NoNetwork).stream
+    stream.steps_at_once = steps_at_once
+    batches = endless(lambda: stream.epoch(0))
+
+    def measure(count: int) -> dict[str, float]:
+        seconds = time_steps(batches, 16 * count, default_device())
+        return {"images/s": 16 * count * config.batch_size / seconds}
+
+    return measure
+
+
+def benchmark(arguments: Namespace) -> list[Row]:
+    on_gpu, batch_size = arguments.device == "cuda", 16 if arguments.quick else 128
+    config = base_config(arguments, batch_size=batch_size, stem="cifar" if on_gpu else "imagenet")
+    openings: list[Opening] = []
+    for name, every in READINGS.items():
+        openings.append(({"default": "metrics read every", "value": name}, (open_reading, config, every)))
+    for batch in EVALUATION_BATCHES:
+        openings.append(({"default": "evaluation batch", "value": batch}, (open_evaluation, config, batch)))
+    for kernels in SGD:
+        openings.append(({"default": "SGD", "value": kernels}, (open_sgd, config, kernels)))
+    for steps in STEPS_AT_ONCE:
+        case = {"default": "images augmented together", "value": f"{steps} x {batch_size}"}
+        openings.append((case, (open_stream, config, steps)))
+    return in_turn(openings, 1 if arguments.quick else 100 if on_gpu else 20, arguments.repeats)
+
+
+def main() -> None:
+    run("defaults", make_parser("defaults", __doc__), benchmark)
+
+
+if __name__ == "__main__":
+    main()
