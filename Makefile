@@ -37,6 +37,7 @@ benchmark: setup  ## measure everything: tables, and JSON in benchmarks/results 
 	$(BIN)/python -m benchmarks.scaling $(FLAGS)
 	$(BIN)/python -m benchmarks.determinism $(FLAGS)
 	$(BIN)/python -m benchmarks.defaults $(FLAGS)
+	$(BIN)/python -m benchmarks.profile $(FLAGS)
 	$(BIN)/python -m benchmarks.time_to_accuracy $(FLAGS)
 
 ablation: setup  ## what each training technique adds: hours (FLAGS="--only 'EMA 0.99'": that alone)

@@ -28,6 +28,7 @@ from benchmarks import (
     memory_format,
     prepare_job,
     processes,
+    profile,
     scaling,
     scaling_job,
     start,
@@ -164,7 +165,7 @@ def test_each_benchmark_has_a_main_and_is_part_of_the_makefile_and_of_the_readme
 def test_make_runs_each_once():
     lines = re.findall(r"-m benchmarks\.(\w+) ", (ROOT / "Makefile").read_text(encoding="utf-8"))
     assert sorted(lines) == NAMES
-    assert len(NAMES) == 12
+    assert len(NAMES) == 13
 
 
 # Processes --------------------------------------------------------------------------------------------------
@@ -413,6 +414,20 @@ def test_defaults_are_measured_beside_their_alternatives(small_config, monkeypat
     updates = recorded(monkeypatch, torch.optim.SGD, "step", lambda optimizer: optimizer.defaults["fused"])
     assert defaults.open_sgd(small_config, "fused")(2)["us/step"] > 0
     assert updates == [True, True]
+
+
+def test_a_profile_has_the_longest_operations_and_the_sum_of_all_others(monkeypatch):
+    monkeypatch.setattr(profile, "SHOWN", 2)
+    rows = profile.longest("step", [{"a": 1.0, "b": 5.0, "c": 4.0}, {"b": 4.0, "c": 3.0, "d": 1.0}])
+    assert [row.case for row in rows] == [{"of": "step", "operation": name} for name in ("b", "c", "all others")]
+    assert [row.measured["ms"] for row in rows] == [[5.0, 4.0], [4.0, 3.0], [1.0, 1.0]]
+    assert [row.measured["%"] for row in rows] == [[50, 50], [40, 37.5], [10, 12.5]]
+
+
+def test_a_profile_counts_what_a_step_takes():
+    steps = iter(lambda: torch.zeros(1000).sort(), None)
+    found = profile.ms_by_operation(steps, 3)
+    assert found["aten::sort"] > 0
 
 
 @pytest.mark.usefixtures("same_environment")
