@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.common import Row, base_config, default_device, endless, make_parser, run
 from benchmarks.loops import make_trainer, our_steps, time_steps
-from benchmarks.processes import Opening, in_turn
+from benchmarks.processes import in_turn
 from benchmarks.step_overhead import NoNetwork
 from data.sampling import evaluation_batches
 from training.config import Config
@@ -58,13 +58,13 @@ def open_evaluation(config: Config, batch: int) -> Callable[[int], dict[str, flo
     return measure
 
 
-def open_sgd(config: Config, kernels: str) -> Callable[[int], dict[str, float]]:
+def open_sgd(config: Config, kernels: dict[str, bool]) -> Callable[[int], dict[str, float]]:
     set_threads()
     device = default_device()
     model = initial_model(config, num_classes=10).to(device)
     for parameter in model.parameters():
         parameter.grad = 1e-3 * torch.randn_like(parameter)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4, **SGD[kernels])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, weight_decay=5e-4, **kernels)
     steps = iter(optimizer.step, "")  # endless: it returns None
     return lambda count: {"us/step": 1e6 * time_steps(steps, count, device) / count}
 
@@ -84,16 +84,17 @@ def open_stream(config: Config, steps_at_once: int) -> Callable[[int], dict[str,
 def benchmark(arguments: Namespace) -> list[Row]:
     on_gpu, batch_size = arguments.device == "cuda", 16 if arguments.quick else 128
     config = base_config(arguments, batch_size=batch_size, stem="cifar" if on_gpu else "imagenet")
-    openings: list[Opening] = []
-    for name, every in READINGS.items():
-        openings.append(({"default": "metrics read every", "value": name}, (open_reading, config, every)))
-    for batch in EVALUATION_BATCHES:
-        openings.append(({"default": "evaluation batch", "value": batch}, (open_evaluation, config, batch)))
-    for kernels in SGD:
-        openings.append(({"default": "SGD", "value": kernels}, (open_sgd, config, kernels)))
-    for steps in STEPS_AT_ONCE:
-        case = {"default": "images augmented together", "value": f"{steps} x {batch_size}"}
-        openings.append((case, (open_stream, config, steps)))
+    alternatives: list[tuple[str, Callable[..., Any], dict[Any, Any]]] = [
+        ("metrics read every", open_reading, READINGS),
+        ("evaluation batch", open_evaluation, {batch: batch for batch in EVALUATION_BATCHES}),
+        ("SGD", open_sgd, SGD),
+        ("images augmented together", open_stream, {f"{n} x {batch_size}": n for n in STEPS_AT_ONCE}),
+    ]
+    openings = [
+        ({"default": default, "value": name}, (opener, config, value))
+        for default, opener, values in alternatives
+        for name, value in values.items()
+    ]
     return in_turn(openings, 1 if arguments.quick else 100 if on_gpu else 20, arguments.repeats)
 
 

@@ -37,3 +37,10 @@ def shared_memory_of(processes: Iterable[psutil.Process]) -> set[str]:
         with suppress(psutil.Error):
             held |= {file.path for file in (*process.open_files(), *process.memory_maps())}
     return {name for name in names if str(folder / name) in held}
+
+
+def nobodys_shared_memory() -> set[str]:
+    """The names in /dev/shm of what no process holds any more: what dead ones left behind."""
+    names = set(os.listdir("/dev/shm"))
+    held = shared_memory_of(psutil.process_iter())
+    return {name for name in names - held if os.path.exists(f"/dev/shm/{name}")}

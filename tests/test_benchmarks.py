@@ -412,7 +412,7 @@ def test_defaults_are_measured_beside_their_alternatives(small_config, monkeypat
     assert defaults.open_stream(small_config, 4)(1)["images/s"] > 0
     assert augmented == [64, 64, 32, 64, 64]  # 10 steps an epoch
     updates = recorded(monkeypatch, torch.optim.SGD, "step", lambda optimizer: optimizer.defaults["fused"])
-    assert defaults.open_sgd(small_config, "fused")(2)["us/step"] > 0
+    assert defaults.open_sgd(small_config, defaults.SGD["fused"])(2)["us/step"] > 0
     assert updates == [True, True]
 
 

@@ -22,7 +22,7 @@ from data.decode import decode, decode_stream
 from data.errors import InputError
 from tests.conftest import ROOT
 from tests.images import Pixels, random_images, save_image
-from tests.jobs import shared_memory_of
+from tests.jobs import nobodys_shared_memory, shared_memory_of
 
 IMAGE = random_images(1)[0]
 
@@ -287,12 +287,13 @@ def test_one_chunk_starts_no_processes(files: list[Path], handed: list[Sequence[
 @pytest.mark.skipif(sys.platform != "linux", reason="shows its shared memory and semaphores in a folder")
 def test_a_stream_has_nothing_that_would_stay_on_the_system_when_all_is_killed(files: list[Path]) -> None:
     own = psutil.Process()
-    before = shared_memory_of([own])
+    before, nobodys = shared_memory_of([own]), nobodys_shared_memory()
     stream = decode_stream(files, 1)
     next(stream)
     workers = own.children(recursive=True)
     assert workers
     assert shared_memory_of([own, *workers]) == before
+    assert nobodys_shared_memory() <= nobodys  # nor is there what none of them holds open
     stream.close()
 
 

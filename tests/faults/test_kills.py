@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT, TINY, command, run_script
-from tests.jobs import kill_job, processes_of, shared_memory_of
+from tests.jobs import kill_job, nobodys_shared_memory, processes_of
 from tests.test_train import assert_same_run
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="would take the GPUs of this machine instead")
@@ -61,13 +61,6 @@ def start(arguments: list[object], kill: str | None = None) -> "subprocess.Compl
         err += f"killed {moment}"
     assert not psutil.wait_procs(processes_of(mark), timeout=60)[1], "a process outlived its job"
     return subprocess.CompletedProcess(job.args, job.returncode, out, err)
-
-
-def nobodys_shared_memory() -> set[str]:
-    """What dead processes left behind."""
-    names = set(os.listdir("/dev/shm"))
-    held = shared_memory_of(psutil.process_iter())
-    return {name for name in names - held if os.path.exists(f"/dev/shm/{name}")}
 
 
 def test_a_run_killed_many_times_ends_as_one_left_alone(images, tmp_path):
