@@ -100,7 +100,7 @@ def finish_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:
         progress.best_epoch = progress.epoch
         progress.best_accuracy = row.get("val_accuracy", -1.0)
         progress.best_macro_f1 = row.get("val_macro_f1", -1.0)
-        recorder.save_weights(trainer, {key: row[key] for key in row if key == "epoch" or key.startswith("val_")})
+        recorder.take_best(trainer, {key: row[key] for key in row if key == "epoch" or key.startswith("val_")})
     row |= {"images_per_second": round(trainer.images_per_second, 1), "seconds": round(trainer.tick(), 3)}
     recorder.log(row)
     recorder.checkpoint(trainer, trainer.state())

@@ -4,7 +4,8 @@
   longer than what is to be seen;
 - "evaluation batch": images of one forward pass in validation and evaluate.py;
 - "SGD": the optimizer's step alone, parameter by parameter, all at once (foreach), or with its fused kernel;
-- "images augmented together": those of 1, 4 or 16 steps; images/s of the stream alone.
+- "images augmented together": those of 1, 4 or 16 steps; images/s of the stream alone;
+- "freed memory" (on a CPU): kept for the next tensors, or returned to the system as glibc does by itself.
 """
 
 from argparse import Namespace
@@ -15,17 +16,19 @@ import torch
 
 from benchmarks.common import Row, base_config, default_device, endless, make_parser, run
 from benchmarks.loops import make_trainer, our_steps, time_steps
+from benchmarks.memory_format import open_network
 from benchmarks.processes import in_turn
 from benchmarks.step_overhead import NoNetwork
 from data.sampling import evaluation_batches
 from training.config import Config
 from training.engine import initial_model
-from training.hardware import set_threads
+from training.hardware import choose_precision, keep_freed_memory, set_threads
 
 READINGS = {"step": 1, "10 steps": 10, "50 steps": 50, "epoch": 10**9}
 EVALUATION_BATCHES = (125, 500, 2000)
 SGD = {"one by one": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 STEPS_AT_ONCE = (1, 4, 16)
+FREED_MEMORY = {"kept": True, "returned": False}
 
 
 def open_reading(config: Config, every: int) -> Callable[[int], dict[str, float]]:
@@ -81,15 +84,25 @@ def open_stream(config: Config, steps_at_once: int) -> Callable[[int], dict[str,
     return measure
 
 
+def open_memory(config: Config, kept: bool) -> Callable[[int], dict[str, float]]:
+    if kept:
+        keep_freed_memory()
+    return open_network(config, "channels_last")
+
+
 def benchmark(arguments: Namespace) -> list[Row]:
     on_gpu, batch_size = arguments.device == "cuda", 16 if arguments.quick else 128
-    config = base_config(arguments, batch_size=batch_size, stem="cifar" if on_gpu else "imagenet")
+    precision = choose_precision("auto", use_cpu=not on_gpu)
+    stem = "cifar" if on_gpu else "imagenet"
+    config = base_config(arguments, batch_size=batch_size, stem=stem, precision=precision)
     alternatives: list[tuple[str, Callable[..., Any], dict[Any, Any]]] = [
         ("metrics read every", open_reading, READINGS),
         ("evaluation batch", open_evaluation, {batch: batch for batch in EVALUATION_BATCHES}),
         ("SGD", open_sgd, SGD),
         ("images augmented together", open_stream, {f"{n} x {batch_size}": n for n in STEPS_AT_ONCE}),
     ]
+    if not on_gpu:
+        alternatives.append(("freed memory", open_memory, FREED_MEMORY))
     openings = [
         ({"default": default, "value": name}, (opener, config, value))
         for default, opener, values in alternatives

@@ -388,8 +388,8 @@ def test_the_parts_of_a_step_are_measured_on_the_real_trainer(small_config):
     assert (trainer.progress.epoch, trainer.progress.step) == (2, 25)
 
 
-def recorded(monkeypatch, owner: type, name: str, what: Callable[..., Any]) -> list[Any]:
-    """`what` of each call of a method, which goes on as it does."""
+def recorded(monkeypatch, owner: Any, name: str, what: Callable[..., Any]) -> list[Any]:
+    """`what` of each call of a class' method or a module's function, which goes on as it does."""
     found: list[Any] = []
     method = getattr(owner, name)
 
@@ -414,6 +414,10 @@ def test_defaults_are_measured_beside_their_alternatives(small_config, monkeypat
     updates = recorded(monkeypatch, torch.optim.SGD, "step", lambda optimizer: optimizer.defaults["fused"])
     assert defaults.open_sgd(small_config, defaults.SGD["fused"])(2)["us/step"] > 0
     assert updates == [True, True]
+    kept = recorded(monkeypatch, defaults, "keep_freed_memory", lambda: True)
+    for kind in ("returned", "kept"):
+        assert defaults.open_memory(small_config, defaults.FREED_MEMORY[kind])(1)["images/s"] > 0
+        assert len(kept) == (kind == "kept")
 
 
 def test_a_profile_has_the_longest_operations_and_the_sum_of_all_others(monkeypatch):

@@ -11,14 +11,15 @@ from safetensors import safe_open
 
 from data.errors import InputError
 from resnet import build_model
-from training import checkpoint
 from training.checkpoint import (
-    CheckpointWriter,
+    BackgroundWriter,
     load_newest_checkpoint,
     load_weights,
     remove_remnants,
     save_checkpoint,
     save_weights,
+    take_checkpoint,
+    take_weights,
     weights_sha256,
 )
 
@@ -43,42 +44,40 @@ def test_the_newest_two_are_kept_and_the_newest_is_loaded(tmp_path):
     assert torch.equal(loaded["model"]["weight"], torch.full((100,), 200.0))
 
 
-def test_a_checkpoint_is_of_its_moment_and_is_written_while_training_goes_on(tmp_path, monkeypatch):
+def test_what_is_taken_is_of_its_moment_and_is_written_while_training_goes_on(tmp_path):
     """One after the other, and never in the way."""
-    may_write, write = Event(), checkpoint._write
-
-    def write_later(*arguments) -> None:
-        may_write.wait(10)
-        write(*arguments)
-
-    monkeypatch.setattr(checkpoint, "_write", write_later)
-    writer, taken = CheckpointWriter(tmp_path), state(1)
-    writer.save(1, taken)
+    may_write, writer = Event(), BackgroundWriter()
+    model, taken = build_model("resnet18", 2, "imagenet"), state(1)
+    digest = weights_sha256(model.state_dict())
+    best = take_weights(tmp_path / "best.safetensors", model, ABOUT)
+    writer.start(lambda: may_write.wait(10), best, take_checkpoint(tmp_path, 1, taken))
     taken["model"]["weight"].fill_(7)
+    model.fc.weight.data.fill_(7)
     writer.check()  # is not done
     assert names(tmp_path) == []
     may_write.set()
-    writer.save(2, state(2))
-    assert {"step-00000001.pt", "step-00000001.pt.sha256"} <= set(names(tmp_path))
+    writer.start(take_checkpoint(tmp_path, 2, state(2)))
+    assert {"best.safetensors", "step-00000001.pt", "step-00000001.pt.sha256"} <= set(names(tmp_path))
     writer.wait()
     (tmp_path / "step-00000002.pt").unlink()
     assert torch.equal(load_newest_checkpoint(tmp_path)["model"]["weight"], torch.full((100,), 1.0))
+    assert load_weights(tmp_path / "best.safetensors")[1]["weights_sha256"] == digest
 
 
 @pytest.mark.parametrize(
-    "ask", [CheckpointWriter.check, CheckpointWriter.wait, lambda writer: writer.save(2, state(2))]
+    "ask", [BackgroundWriter.check, BackgroundWriter.wait, lambda writer: writer.start(lambda: None)]
 )
-def test_what_fails_while_a_checkpoint_is_written_is_told_once(tmp_path, monkeypatch, ask):
-    def fail(*_) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device", "step-00000001.pt")
+def test_what_fails_while_it_is_written_is_told_once_and_ends_what_follows_it(ask):
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "best.safetensors")
 
-    monkeypatch.setattr(checkpoint, "_write", fail)
-    writer = CheckpointWriter(tmp_path)
-    writer.save(1, state(1))
+    written, writer = [], BackgroundWriter()
+    writer.start(fail, lambda: written.append("the checkpoint that says that they are there"))
     writer._thread.submit(lambda: None).result()  # the thread has come past it
     with pytest.raises(OSError, match="No space left"):
         ask(writer)
     writer.wait()
+    assert written == []
 
 
 def test_no_checkpoint_is_none(tmp_path):

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from collections.abc import Callable
 from threading import Event
 from types import SimpleNamespace
 
@@ -10,7 +11,8 @@ import torch
 
 from tests.conftest import ROOT, TINY, command, run_script, wait_until
 from tests.test_train import summary
-from training import checkpoint, recorder
+from training import recorder
+from training.checkpoint import BackgroundWriter
 from training.config import Config
 
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -61,21 +63,27 @@ def happened(tmp_path, monkeypatch) -> list[str]:
     """What a run does, and that a checkpoint was written: it is, as soon as somebody waits for it."""
     found, asked = [], Event()
 
-    def write(*_) -> None:
-        asked.wait(10)
-        found.append("written")
+    def take(*_) -> Callable[[], None]:
+        def write() -> None:
+            asked.wait(10)
+            found.append("written")
 
-    wait = checkpoint.CheckpointWriter.wait
+        return write
+
+    wait = BackgroundWriter.wait
 
     def wait_for_it(writer) -> None:
         if writer._written:
             asked.set()
         wait(writer)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
-    monkeypatch.setattr(checkpoint.CheckpointWriter, "wait", wait_for_it)
+    monkeypatch.setattr(recorder, "take_checkpoint", take)
+    monkeypatch.setattr(BackgroundWriter, "wait", wait_for_it)
     yield found
     asked.set()
+
+
+TRAINER = SimpleNamespace(progress=SimpleNamespace(step=1))
 
 
 @pytest.fixture
@@ -83,8 +91,9 @@ def run(tmp_path, happened) -> recorder.Recorder:
     """With one checkpoint that is being written."""
     on_cpu = SimpleNamespace(device=torch.device("cpu"))
     run = recorder.Recorder(Config(name="mine", runs_dir=str(tmp_path)), None, on_cpu)
-    run.tracking = SimpleNamespace(log=lambda *_: happened.append("logged"), finish=lambda **_: None)
-    run.checkpoints.save(1, {})
+    file = SimpleNamespace(lines=[])
+    run.tracking = SimpleNamespace(file=file, log=lambda *_: happened.append("logged"), finish=lambda **_: None)
+    run.checkpoint(TRAINER, {})
     return run
 
 
@@ -93,6 +102,14 @@ def test_a_run_that_fails_holds_its_name_until_its_last_checkpoint_is_written(ru
     monkeypatch.setattr(run.lock, "release", lambda: happened.append("released"))
     run.close()
     assert happened == ["written", "released"]
+
+
+def test_the_best_weights_are_on_disk_before_the_checkpoint_that_names_them(run, happened):
+    run.best = lambda: happened.append("best weights written")
+    run.checkpoint(TRAINER, {})
+    run.checkpoint(TRAINER, {})
+    run.close()
+    assert happened == ["written", "best weights written", "written", "written"]
 
 
 @pytest.mark.parametrize(("kind", "expected"), [("epoch", ["written", "logged"]), ("step", ["logged"])])

@@ -1,6 +1,7 @@
 """Precision and threads."""
 
 import os
+import platform
 import subprocess
 import sys
 
@@ -67,20 +68,36 @@ def test_fp16_on_a_cpu_is_refused_wherever_it_was_asked_for(monkeypatch, launche
         choose_precision("fp16" if launcher == "no" else "auto", use_cpu=True)
 
 
-def threads_of_a_process(**environment: str) -> int:
-    code = (
+def printed_by_a_process(code: str, **environment: str) -> int:
+    """The number that `code` prints last, in a process that has made its Accelerator."""
+    before = (
         "import torch; from training.config import Config; from training.hardware import make_accelerator;"
-        "make_accelerator(Config()); print(torch.get_num_threads())"
+        "make_accelerator(Config());"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ | environment
+        [sys.executable, "-c", before + code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
     )
     return int(done.stdout.split()[-1])
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell the allowed cores")
 def test_threads_are_the_allowed_cores_not_the_launchers_one():
-    assert threads_of_a_process(OMP_NUM_THREADS="1") == len(os.sched_getaffinity(0))
+    printed = printed_by_a_process("print(torch.get_num_threads())", OMP_NUM_THREADS="1")
+    assert printed == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
+def test_the_memory_of_a_freed_tensor_is_kept_for_the_next():
+    code = (
+        "import psutil; own = psutil.Process(); tensor = torch.ones(2**28, dtype=torch.uint8);"
+        "held = own.memory_info().rss; del tensor; print(held - own.memory_info().rss)"
+    )
+    assert printed_by_a_process(code) < 2**20
 
 
 def test_processes_share_the_cores(monkeypatch):

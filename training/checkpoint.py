@@ -9,6 +9,7 @@ import json
 import pickle
 import re
 import sys
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,24 @@ from resnet import build_model
 KEPT_CHECKPOINTS = 2
 
 
-class CheckpointWriter:
-    """Takes a checkpoint at once, and writes it while training goes on: that can take as long as an epoch."""
+Write = Callable[[], None]
+"""Puts on disk what was taken before."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+
+class BackgroundWriter:
+    """Writes checkpoints and weights while training goes on: on a slow disk that can take as long as an epoch."""
+
+    def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
         self._written: Future[None] | None = None
 
-    def save(self, step: int, state: dict[str, Any]) -> None:
-        """As `save_checkpoint`. Waits for the one before."""
+    def start(self, *writes: Write) -> None:
+        """Write one after the other; what follows one that fails is not written. Waits for those before."""
         self.wait()
-        self._written = self._thread.submit(_write, self.folder, step, _serialized(state))
+        self._written = self._thread.submit(_all, writes)
 
     def wait(self) -> None:
-        """Until the last one is on disk. Raises OSError where that has failed."""
+        """Until all is on disk. Raises OSError where that has failed."""
         written, self._written = self._written, None
         if written:
             written.result()
@@ -50,22 +54,28 @@ class CheckpointWriter:
             self.wait()
 
 
+def _all(writes: Sequence[Write]) -> None:
+    for write in writes:
+        write()
+
+
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
     """Write folder/step-<step>.pt with its digest beside it, then remove all but the newest two."""
-    _write(folder, step, _serialized(state))
+    take_checkpoint(folder, step, state)()
 
 
-def _serialized(state: dict[str, Any]) -> io.BytesIO:
+def take_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Write:
+    """As `save_checkpoint`, of the state as it is now, when the result is called."""
     serialized = io.BytesIO()
     torch.save(state, serialized)
-    return serialized
 
+    def write() -> None:
+        write_with_digest(folder / f"step-{step:08d}.pt", serialized.getbuffer())
+        for old in _checkpoints(folder)[KEPT_CHECKPOINTS:]:
+            old.unlink()
+        remove_remnants(folder)
 
-def _write(folder: Path, step: int, serialized: io.BytesIO) -> None:
-    write_with_digest(folder / f"step-{step:08d}.pt", serialized.getbuffer())
-    for old in _checkpoints(folder)[KEPT_CHECKPOINTS:]:
-        old.unlink()
-    remove_remnants(folder)
+    return write
 
 
 def remove_remnants(folder: Path) -> None:
@@ -123,11 +133,23 @@ def save_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
     Args:
         about: plain values, "config" and "classes" among them; recorded as JSON in the file's metadata.
     """
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    about = {**about, "weights_sha256": weights_sha256(weights)}
-    recorded = json.dumps(about)
-    metadata = {"about": recorded, "about_sha256": hashlib.sha256(recorded.encode()).hexdigest()}
-    write_atomically(path, save(weights, metadata=metadata))
+    take_weights(path, model, about)()
+
+
+def take_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> Write:
+    """As `save_weights`, of the weights as they are now, when the result is called."""
+    contiguous = torch.contiguous_format  # as safetensors wants them
+    weights = {
+        name: tensor.detach().to("cpu", memory_format=contiguous, copy=True)
+        for name, tensor in model.state_dict().items()
+    }
+
+    def write() -> None:
+        recorded = json.dumps({**about, "weights_sha256": weights_sha256(weights)})
+        metadata = {"about": recorded, "about_sha256": hashlib.sha256(recorded.encode()).hexdigest()}
+        write_atomically(path, save(weights, metadata=metadata))
+
+    return write
 
 
 def load_weights(path: Path) -> tuple[nn.Module, dict[str, Any]]:

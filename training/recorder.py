@@ -22,11 +22,13 @@ from data.errors import InputError
 from data.files import check_digest, read_json, sha256_of, write_atomically, write_json, write_with_digest
 from data.prepared import Prepared
 from training.checkpoint import (
-    CheckpointWriter,
+    BackgroundWriter,
+    Write,
     load_newest_checkpoint,
     load_weights,
     remove_remnants,
-    save_weights,
+    take_checkpoint,
+    take_weights,
     weights_sha256,
 )
 from training.cli import shown, tell
@@ -51,7 +53,7 @@ class NullRecorder:
 
     def checkpoint(self, trainer: Trainer, state: dict[str, Any]) -> None: ...
 
-    def save_weights(self, trainer: Trainer, about: dict[str, Any]) -> None: ...
+    def take_best(self, trainer: Trainer, about: dict[str, Any]) -> None: ...
 
     def finish(self, trainer: Trainer) -> None: ...
 
@@ -69,7 +71,9 @@ class Recorder(NullRecorder):
         self.lock = FileLock(self.folder / ".lock")  # the system frees it when its holder dies
         self.holder = self.folder / ".pid"
         self.commit = commit()  # now: the checkout may change while the run lasts
-        self.checkpoints = CheckpointWriter(self.folder / "checkpoints")
+        self.checkpoints = self.folder / "checkpoints"
+        self.writer = BackgroundWriter()
+        self.best: Write | None = None  # the best weights, if the next checkpoint is the first that names them
         self.metrics_lines: list[str] = []
         self.tracking: Tracking | None = None
         self.finished_before: dict[str, Any] | None = None  # its summary
@@ -87,8 +91,8 @@ class Recorder(NullRecorder):
         if not exists and self.config.resume == "must":
             raise InputError(f"--resume must: there is no run in {self.folder}; check --name and --runs-dir")
         self._take_lock()
-        remove_remnants(self.checkpoints.folder)
-        state = load_newest_checkpoint(self.checkpoints.folder)
+        remove_remnants(self.checkpoints)
+        state = load_newest_checkpoint(self.checkpoints)
         if state is None and exists:
             self._require_no_progress()
         if state is not None:
@@ -219,9 +223,9 @@ class Recorder(NullRecorder):
         assert self.tracking is not None
         is_epoch, device = row["kind"] == "epoch", self.accelerator.device
         if is_epoch:  # whose row is there only when the epoch before has its checkpoint
-            self.checkpoints.wait()
+            self.writer.wait()
         else:
-            self.checkpoints.check()
+            self.writer.check()
         measured = {}
         if is_epoch and device.type == "cuda":
             measured["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
@@ -238,10 +242,15 @@ class Recorder(NullRecorder):
     def checkpoint(self, trainer: Trainer, state: dict[str, Any]) -> None:
         assert self.tracking is not None
         state = state | {"metrics_lines": self.tracking.file.lines, "origin": self.origin}
-        self.checkpoints.save(trainer.progress.step, state)
+        checkpoint = take_checkpoint(self.checkpoints, trainer.progress.step, state)
+        self.writer.start(*([self.best] if self.best else []), checkpoint)
+        self.best = None
 
-    def save_weights(self, trainer: Trainer, about: dict[str, Any]) -> None:
-        """Write best.safetensors with all that evaluate.py and submit.py need."""
+    def take_best(self, trainer: Trainer, about: dict[str, Any]) -> None:
+        """Take, for best.safetensors, the weights and all that evaluate.py and submit.py need.
+
+        They are written before the checkpoint that follows, which says that they are there.
+        """
         mean, std = pixel_statistics(self.config, self.prepared)
         recorded = {
             "config": asdict(self.config),
@@ -251,13 +260,13 @@ class Recorder(NullRecorder):
             "std": std,
             "precision": self.accelerator.mixed_precision,
         }
-        save_weights(self.folder / "best.safetensors", trainer.result, recorded | about)
+        self.best = take_weights(self.folder / "best.safetensors", trainer.result, recorded | about)
 
     def finish(self, trainer: Trainer) -> None:
         from training.figures import draw_curves
 
         assert self.tracking is not None
-        self.checkpoints.wait()
+        self.writer.wait()
         if self.finished_before:  # what computed it then is recorded, and stays
             tell(f"{self.folder}: finished before; {outcome(self.finished_before)}")
             return
@@ -292,7 +301,7 @@ class Recorder(NullRecorder):
         assert self.tracking is not None
         try:
             self.checkpoint(trainer, state)
-            self.checkpoints.wait()
+            self.writer.wait()
             step = trainer.progress.step
             tell(f"{self.folder}: {stopped} after step {step}; the same command goes on from there")
         finally:
@@ -300,7 +309,7 @@ class Recorder(NullRecorder):
 
     def close(self) -> None:
         with suppress(Exception):  # of a run that has failed already: that is what is told
-            self.checkpoints.wait()
+            self.writer.wait()
         if self.tracking is not None:
             self.tracking.finish(failed=True)  # unless it has ended in order before
         if self.lock.is_locked:
