@@ -37,6 +37,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def print_table(run: Path, report: dict[str, Any]) -> None:
+    from training.evaluation import coarse_in_words
+
     width = max(len(row["class"]) for row in report["per_class"])
     print(f"{'class':{width}}  images  recall  precision      f1")
     for row in report["per_class"]:
@@ -45,11 +47,8 @@ def print_table(run: Path, report: dict[str, Any]) -> None:
     print(f"{run}, {report['split']}: {report['count']} images, {metrics(report)}")
     if report["tta"] != "none":
         print(f"with --tta {report['tta']}: {metrics(report, 'tta_')}")
-    if "coarse_accuracy" in report:
-        print(
-            f"accuracy over the 20 coarse classes {report['coarse_accuracy']:.4f}; of {report['mistakes']} "
-            f"mistakes {report['mistakes_within_coarse']} stay inside the right one"
-        )
+    if words := coarse_in_words(report):
+        print(words)
 
 
 def metrics(report: dict[str, Any], prefix: str = "") -> str:

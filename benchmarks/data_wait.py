@@ -56,7 +56,7 @@ def waiting_percentage(trainer: Trainer, data: Iterator[list[Batch]], count: int
 
 def benchmark(arguments: Namespace) -> list[Row]:
     on_gpu = arguments.device == "cuda"
-    count = 1 if arguments.quick else 100 if on_gpu else 3
+    count = 1 if arguments.quick else 400 if on_gpu else 3
     stems = ("cifar", "imagenet") if on_gpu or arguments.full else ("imagenet",)
     sizes = (128, 512) if on_gpu or arguments.full else (128,)
     loaders = ("ffcv", "resident") if HAS_FFCV else ("resident",)

@@ -17,7 +17,7 @@ def add_ratio(rows: list[Row]) -> None:
 
 def benchmark(arguments: Namespace) -> list[Row]:
     on_gpu = arguments.device == "cuda"
-    steps = 1 if arguments.quick else 100 if on_gpu else 4
+    steps = 1 if arguments.quick else 400 if on_gpu else 4
     stems = ("cifar", "imagenet") if on_gpu or arguments.full else ("imagenet",)
     openings = []
     for stem, deterministic in product(stems, (False, True)):

@@ -39,7 +39,7 @@ def longest(what: str, repeats: list[dict[str, float]]) -> list[Row]:
     shown["all others"] = [total - of_shown for total, of_shown in zip(totals, sums, strict=True)]
     return [
         Row(
-            {"of": what, "operation": name[:60]},
+            {"of": what, "operation": name[:200]},
             {"ms": values, "%": [100 * value / total for value, total in zip(values, totals, strict=True)]},
         )
         for name, values in shown.items()

@@ -10,11 +10,12 @@ step: the same step without it, which leaves each process with its own gradients
 import json
 import sys
 import time
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 
 import torch
 
-from benchmarks.common import synchronize
+from benchmarks.common import endless, synchronize
 from benchmarks.loops import make_trainer
 from data.loaders import Batch
 from training.config import parse_config
@@ -27,8 +28,8 @@ def read_steps(trainer: Trainer, count: int) -> tuple[Steps, float]:
     """The batches of the first steps, and the seconds that it took to read and augment them."""
     synchronize(trainer.accelerator.device)
     started = time.perf_counter()
-    with closing(trainer.stream.epoch(0)) as epoch:
-        steps = [next(epoch) for _ in range(count)]
+    # More of them than an epoch has at large batches.
+    steps = list(islice(endless(lambda: trainer.stream.epoch(0)), count))
     synchronize(trainer.accelerator.device)
     return steps, time.perf_counter() - started
 

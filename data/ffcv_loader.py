@@ -76,8 +76,10 @@ class FFCVLoader:
         Where there is CUDA the ring is pinned memory, and a transfer straight from it might run after FFCV has
         overwritten it. torch's own pinned memory is kept until the transfer has run.
         """
-        own = tensor.clone()
-        return own.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else own
+        if self.device.type != "cuda":
+            return tensor.clone()
+        pinned = torch.empty_like(tensor, pin_memory=True).copy_(tensor)
+        return pinned.to(self.device, non_blocking=True)
 
 
 def _leave_torch_threads_alone() -> None:

@@ -36,6 +36,13 @@ def _mix_int(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def _key(seed: int, purpose: str, *counters: int) -> int:
+    key = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
+    for counter in (seed, *counters):
+        key = _mix_int(key ^ (counter & _MASK))
+    return key
+
+
 def random_bits(ids: Tensor, seed: int, purpose: str, *counters: int) -> Tensor:
     """64 random bits for each id.
 
@@ -48,9 +55,7 @@ def random_bits(ids: Tensor, seed: int, purpose: str, *counters: int) -> Tensor:
     Returns:
         int64 of the shape and on the device of `ids`.
     """
-    key = int.from_bytes(hashlib.blake2b(purpose.encode(), digest_size=8).digest(), "little")
-    for counter in (seed, *counters):
-        key = _mix_int(key ^ (counter & _MASK))
+    key = _key(seed, purpose, *counters)
     bits = (ids ^ _signed(key)) + _signed(_GOLDEN)
     bits = (bits ^ shift_right(bits, 30)) * _signed(_MIX_1)
     bits = (bits ^ shift_right(bits, 27)) * _signed(_MIX_2)
@@ -79,5 +84,6 @@ def keyed_generator(seed: int, purpose: str, *counters: int) -> np.random.Genera
     bits are the same in every version of NumPy; how a distribution is made of them may change between versions
     (NumPy's NEP 19), which summary.json records.
     """
-    key = random_bits(torch.arange(2), seed, purpose, *counters).numpy().view(np.uint64)
+    position = _key(seed, purpose, *counters)
+    key = [_mix_int(position ^ number) for number in (0, 1)]  # random_bits of these ids, without tensors
     return np.random.Generator(np.random.Philox(key=key))

@@ -5,7 +5,7 @@ torchvision.transforms.v2 has both, but draws from torch's generator, and pairs 
 
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from data.keyed import keyed_generator
@@ -65,7 +65,7 @@ def draw_mixture(mixing: Mixing, size: tuple[int, int], seed: int, epoch: int, s
 
 def as_float32(value: float) -> float:
     """Rounded to float32, so that every device multiplies by the same number."""
-    return float(torch.tensor(value, dtype=torch.float32))
+    return float(np.float32(value))
 
 
 def mix(batch: Batch, mixture: Mixture) -> Batch:

@@ -378,6 +378,9 @@ def small_config(images, tmp_path, process_as_it_was) -> Config:
 def test_the_parts_of_a_step_are_measured_on_the_real_trainer(small_config):
     trainer = make_trainer(small_config, NoNetwork)
     trainer.val_ids = torch.arange(20)
+    scaling_job.measure(trainer, 12)  # more steps than an epoch has
+    assert trainer.progress.step == 24
+    trainer.progress.step = 0
     found = scaling_job.measure(trainer, 2)
     assert list(found) == ["images/s", "data ms", "compute ms", "communication ms", "evaluation images/s"]
     assert trainer.progress.step == 4  # with and without communication

@@ -64,20 +64,28 @@ train.main()
         ["--precision", "no", "--stem", "cifar"],
         ["--precision", "bf16", "--sam", "0.1", "--ema", "0.9", "--optimizer", "adam"],
         ["--precision", "fp16", "--mixup", "0.2", "--optimizer", "nesterov"],
+        ["--precision", "fp16", "--optimizer", "adam"],
     ],
-    ids=["fp32", "bf16 with SAM", "fp16"],
+    ids=["fp32", "bf16 with SAM", "fp16", "fp16 with Adam"],
 )
 def test_graphs_give_the_bits_of_single_operations(train_tiny, images, tmp_path, flags):
-    graphed = train_tiny(f"graphed-{flags[1]}", *flags)
+    graphed = train_tiny(f"graphed-{flags[1]}-{flags[-1]}", *flags)
     where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "eager"]
     done = run_script("-c", EAGER, *TINY, *where, *flags)
     assert (done.returncode, done.stderr) == (0, "")
     assert summary(graphed)["weights_sha256"] == summary(tmp_path / "eager")["weights_sha256"]
 
 
-def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(images, tmp_path):
-    flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
-    flags += ["--precision", "bf16", "--sam", "0.1", "--ema", "0.9", "--optimizer", "adam"]
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--precision", "bf16", "--sam", "0.1", "--ema", "0.9", "--optimizer", "adam"],
+        ["--precision", "fp16", "--loader", "auto"],
+    ],
+    ids=["bf16", "fp16"],
+)
+def test_a_run_goes_on_from_its_checkpoint_to_the_same_bits(images, tmp_path, settings):
+    flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", *settings]
     whole, again = tmp_path / "whole", tmp_path / "again"
     assert run_script("train.py", *flags, "--name", "whole").returncode == 0
     shutil.copytree(whole, again)

@@ -37,7 +37,7 @@ def test_a_loss_that_was_not_finite_is_a_gap(drawn, tmp_path):
     row = {"kind": "epoch", "lr": 0.1, "train_loss": 1.0, "train_accuracy": 0.2, "val_accuracy": 0.1}
     rows = [row | {"epoch": 1, "val_loss": None}, row | {"epoch": 2, "val_loss": 2.0}]
     figures.draw_curves(rows, "a run", "validation", tmp_path / "curves.png")
-    figures.draw_comparison({"a": [rows]}, "runs", tmp_path / "comparison.png")
+    figures.draw_comparison([figures.Curve("a", [rows])], "runs", tmp_path / "comparison.png")
     assert drawn[0].axes[0].lines[1].get_xdata().tolist() == [2]
     assert drawn[1].axes[1].lines[0].get_ydata().tolist() == pytest.approx([float("nan"), 2], nan_ok=True)
 
@@ -46,7 +46,9 @@ def test_confusion_shows_shares_of_the_true_class(drawn, tmp_path):
     figures.draw_confusion(torch.tensor([[3, 1], [0, 0]]), ["cat", "dog"], "test", tmp_path / "confusion.png")
     axes = drawn[0].axes[0]
     assert axes.images[0].get_array().tolist() == [[0.75, 0.25], [0, 0]]
-    assert [text.get_text() for text in axes.texts] == ["75", "25", "0", "0"]
+    assert [text.get_text() for text in axes.texts] == ["75", "25"]
+    colours = axes.images[0].norm([0.0, 0.01, 1.0])
+    assert colours.tolist() == pytest.approx([0, 0.1, 1])
 
 
 def test_a_picture_is_a_png(tmp_path):
@@ -71,7 +73,10 @@ def test_a_comparison_shows_the_mean_and_the_range_of_several_runs(drawn, tmp_pa
         rows = [{"kind": "epoch", "val_accuracy": accuracy, "val_loss": 1 - accuracy} for accuracy in accuracies]
         return [*rows, {"kind": "step"}]
 
-    curves = {"one": [run(0.1, 0.2), run(0.3, 0.4, 0.5)], "other": [run(0.5, 0.6)]}
+    curves = [
+        figures.Curve("one", [run(0.1, 0.2), run(0.3, 0.4, 0.5)]),
+        figures.Curve("other", [run(0.5, 0.6)], colour=1, dash=1),
+    ]
     figures.draw_comparison(curves, "two", tmp_path / "c.png")
     accuracy, loss = drawn[0].axes
     assert [line.get_ydata().tolist() for line in accuracy.lines] == [pytest.approx([0.2, 0.3]), [0.5, 0.6]]
@@ -79,4 +84,33 @@ def test_a_comparison_shows_the_mean_and_the_range_of_several_runs(drawn, tmp_pa
     (band,) = accuracy.collections
     assert band.get_paths()[0].get_extents().bounds == pytest.approx((1, 0.1, 1, 0.3))
     assert loss.lines[1].get_ydata().tolist() == pytest.approx([0.5, 0.4])
-    assert accuracy.lines[0].get_color() != accuracy.lines[1].get_color()
+    assert len({line.get_color() for line in accuracy.lines}) == 2
+    assert [line.get_linestyle() for line in accuracy.lines] == ["-", "--"]
+    assert len({line.get_marker() for line in accuracy.lines}) == 2
+    assert [axes.get_title() for axes in (accuracy, loss)] == ["validation accuracy", "validation loss"]
+
+
+def test_a_comparison_of_runs_without_validation_is_of_their_training(drawn, tmp_path):
+    rows = [{"kind": "epoch", "train_accuracy": 0.1 * epoch, "train_loss": 1 / epoch} for epoch in (1, 2)]
+    figures.draw_comparison([figures.Curve("a", [rows])], "runs", tmp_path / "c.png")
+    accuracy, loss = drawn[0].axes
+    assert [axes.get_title() for axes in (accuracy, loss)] == ["training accuracy", "training loss"]
+    assert accuracy.lines[0].get_ydata().tolist() == [0.1, 0.2]
+    assert loss.lines[0].get_ydata().tolist() == [1, 0.5]
+
+
+@pytest.mark.parametrize(("highest", "scale"), [(2.0, "linear"), (200.0, "log")])
+def test_losses_that_span_more_than_a_decade_are_on_a_logarithmic_scale(drawn, tmp_path, highest, scale):
+    rows = [{"kind": "epoch", "val_accuracy": 0.1, "val_loss": loss} for loss in (highest, 1.0)]
+    figures.draw_comparison([figures.Curve("a", [rows])], "runs", tmp_path / "c.png")
+    assert drawn[0].axes[1].get_yscale() == scale
+
+
+def test_learning_rates_in_levels_are_drawn_as_levels_on_a_logarithmic_scale(drawn, tmp_path):
+    row = {"kind": "epoch", "train_loss": 1.0, "train_accuracy": 0.2}
+    rows = [row | {"epoch": epoch, "lr": lr} for epoch, lr in enumerate((0.1, 0.01, 0.001))]
+    for in_levels in (False, True):
+        figures.draw_curves(rows, "a run", "validation", tmp_path / "c.png", in_levels)
+    panels = [figure.axes[2] for figure in drawn]
+    assert [panel.get_yscale() for panel in panels] == ["linear", "log"]
+    assert [panel.lines[0].get_drawstyle() for panel in panels] == ["default", "steps-mid"]

@@ -357,7 +357,9 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks and figures of a page or two."""
     monkeypatch.setattr(engine, "build_model", tiny_network)
     monkeypatch.setattr(checkpoint, "build_model", tiny_network)
-    monkeypatch.setattr(figures, "draw_curves", lambda rows, title, held_out, path: write_atomically(path, PNG))
+    monkeypatch.setattr(
+        figures, "draw_curves", lambda rows, title, held_out, path, levels: write_atomically(path, PNG)
+    )
     monkeypatch.setattr(
         figures, "draw_confusion", lambda confusion, classes, title, path, groups: write_atomically(path, PNG)
     )

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data.keyed import random_bits, random_integers, random_permutation, shift_right
+from data.keyed import keyed_generator, random_bits, random_integers, random_permutation, shift_right
 
 MASK = (1 << 64) - 1
 INT64 = st.integers(-(1 << 63), (1 << 63) - 1)
@@ -144,3 +144,10 @@ def test_permutations_put_each_id_anywhere() -> None:
     counts = torch.bincount(firsts, minlength=10)
     assert counts.min() > 100 - 5 * 90**0.5
     assert counts.max() < 100 + 5 * 90**0.5
+
+
+def test_a_positions_generator_has_its_first_two_hashes_for_a_key() -> None:
+    generator = keyed_generator(7, "mix", 3, 40)
+    key = [reference_bits(number, 7, "mix", 3, 40) for number in (0, 1)]
+    expected = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
+    assert generator.random(5).tolist() == expected.random(5).tolist()

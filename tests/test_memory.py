@@ -8,11 +8,16 @@ from training.cli import one_line_errors
 from training.config import Config
 from training.memory import out_of_memory_told, training_advice
 
+OUT_OF_MEMORY = "error (rank 1): the device is out of memory in training\n"
+
 
 @pytest.mark.parametrize(
     ("error", "told"),
     [
-        (torch.OutOfMemoryError(), "error (rank 1): the device is out of memory in training\n"),
+        (torch.OutOfMemoryError(), OUT_OF_MEMORY),
+        (RuntimeError("CUDA error: out of memory"), OUT_OF_MEMORY),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), OUT_OF_MEMORY),
         (InputError("--lr -1"), ""),  # the machine's first process tells
     ],
 )
@@ -22,6 +27,11 @@ def test_a_device_that_is_out_of_memory_is_told_by_its_own_process(monkeypatch, 
     with pytest.raises(SystemExit) as ended, one_line_errors(quiet_ranks=True), out_of_memory_told("training"):
         raise error
     assert (ended.value.code, capsys.readouterr().err) == (2, told)
+
+
+def test_what_else_goes_wrong_on_a_device_is_not_taken_for_it():
+    with pytest.raises(RuntimeError, match="device-side assert"), out_of_memory_told("training"):
+        raise RuntimeError("CUDA error: device-side assert triggered")
 
 
 @pytest.mark.parametrize(

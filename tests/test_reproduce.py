@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -374,7 +375,7 @@ def test_every_experiment_has_its_recipe_and_every_recipe_its_experiment():
 
 def test_the_comparisons_are_those_of_the_studies():
     found = {comparison.experiments for comparison in CIFAR10_STUDY.comparisons}
-    rates = ("exp3", "exp4", "exp5", "exp6", "exp7", "exp8")
+    rates = ("exp3", "exp6", "exp4", "exp7", "exp5", "exp8")
     assert {("exp1", "exp2", "exp3"), rates, ("exp1", "exp9"), ("exp3", "exp9")} <= found
     study = STUDIES["cifar100-study"]
     assert [c.experiments for c in study.comparisons] == [tuple(e.name for e in study.experiments)]
@@ -387,6 +388,55 @@ def test_pictures_of_scaled_runs_say_so(monkeypatch, tmp_path):
     study_report(CIFAR10_STUDY, outcomes, "scaled: a tenth", tmp_path)
     assert len(titles) == len(CIFAR10_STUDY.comparisons)
     assert all("scaled: a tenth" in title for title in titles)
+
+
+def test_a_comparison_that_lacks_its_runs_says_so_in_place_of_its_picture(monkeypatch, tmp_path):
+    monkeypatch.setattr(report, "draw_comparison", lambda *_: None)
+    outcomes = [Outcome(each, [result(0.5)] * (each.name != "exp9")) for each in CIFAR10_STUDY.experiments]
+    told = [block for block in study_report(CIFAR10_STUDY, outcomes, "", tmp_path) if "Not drawn" in str(block)]
+    titles = ("ImageNet weights", "ImageNet weights or a better network")
+    assert told == [f"Not drawn: CIFAR-10 study: {title}. Not run: exp9." for title in titles]
+
+
+def test_runs_that_validate_nothing_are_compared_by_their_training(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(report, "draw_comparison", lambda curves, title, path: drawn.append(curves))
+    study = STUDIES["cifar10-budgets"]
+    outcomes = [Outcome(each, [result(0.5)]) for each in study.experiments]
+    study_report(study, outcomes, "", tmp_path)
+    ((*curves,),) = drawn
+    assert [curve.label.split(":")[0] for curve in curves] == [each.name for each in study.experiments]
+
+
+def test_what_is_compared_with_and_without_has_one_colour(monkeypatch, tmp_path):
+    drawn = {}
+    monkeypatch.setattr(report, "draw_comparison", lambda curves, title, path: drawn.update({title: curves}))
+    study_report(CIFAR10_STUDY, [Outcome(each, [result(0.5)]) for each in CIFAR10_STUDY.experiments], "", tmp_path)
+    found = {curve.label[:4]: (curve.colour, curve.dash) for curve in drawn["CIFAR-10 study: Learning rates"]}
+    assert found == {
+        "exp3": (0, 0), "exp6": (0, 1), "exp4": (1, 0), "exp7": (1, 1), "exp5": (2, 0), "exp8": (2, 1)
+    }  # fmt: skip
+
+
+def test_a_report_has_cifar100s_coarse_classes(tmp_path):
+    study = STUDIES["cifar100-study"]
+    coarse = {"coarse_accuracy": 0.75, "mistakes": 40, "mistakes_within_coarse": 10}
+    runs = [result(0.5), result(0.5, seed=1)]
+    runs = [replace(run, evaluation=run.evaluation | coarse) for run in runs]
+    outcomes = [Outcome(each, runs if each.name in ("v1", "v5") else []) for each in study.experiments]
+    blocks = study_report(study, outcomes, "", tmp_path)
+    (told,) = (block for block in blocks if "coarse classes" in str(block))
+    assert told.endswith("v1 0.7500 ± 0.0000, 0.2500 ± 0.0000; v5 0.7500 ± 0.0000, 0.2500 ± 0.0000")
+    ten = study_report(CIFAR10_STUDY, [Outcome(each) for each in CIFAR10_STUDY.experiments], "", tmp_path)
+    assert not any("coarse classes" in str(block) for block in ten)
+
+
+def test_a_scaled_run_is_not_held_against_a_number():
+    (finding,) = (finding for finding in CIFAR10_STUDY.findings if "first to pass 0.9" in finding.text)
+    finished = {name: [result(0.3)] for name in ("exp1", "exp2", "exp3")}
+    found = verdict(finding.pairs, finding.quantity, finished, scaled="scaled: a tenth")
+    assert found == ("not tested", "needs runs at full length")
+    assert verdict([("exp1", "exp2")], "validation accuracy", finished, "scaled: a tenth")[0] == "undecided"
 
 
 def result(accuracy: float, seed: int = 0, images: int = 10_000) -> Result:

@@ -8,7 +8,23 @@ import pytest
 
 from benchmarks import time_to_accuracy
 from benchmarks.processes import Finished
-from training.config import Config
+from tests.conftest import ROOT
+from training.config import Config, parse_config
+
+
+@pytest.mark.parametrize(
+    ("dataset", "full", "count"),
+    [
+        ("cifar10", True, 3),
+        ("cifar100", True, 3),
+        ("cifar10", False, 1),
+        ("cifar100", False, 1),
+        ("shapes", True, 1),
+    ],
+)
+def test_the_default_recipes_are_of_the_one_data_set(dataset, full, count):
+    recipes = time_to_accuracy.default_recipes(dataset, full)
+    assert [parse_config(["--recipe", str(ROOT / recipe)]).dataset for recipe in recipes] == [dataset] * count
 
 
 @pytest.mark.parametrize(

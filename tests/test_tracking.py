@@ -7,14 +7,25 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
+from data.spec import CIFAR100
 from resnet import build_model
 from tests.conftest import ROOT, TINY, free_port
 from training.config import Config
-from training.tracking import STEP_METRICS, MetricsFile, Tracking, _has_wandb_key, tracked_names
+from training.evaluation import coarse_report
+from training.tracking import (
+    COARSE,
+    STEP_METRICS,
+    TABLES,
+    MetricsFile,
+    Tracking,
+    _has_wandb_key,
+    tracked_names,
+)
 
 pytestmark = pytest.mark.usefixtures("wandb_offline")
 
@@ -139,6 +150,7 @@ def test_every_number_of_a_run_has_a_documented_name(tiny_run):
     documented = (ROOT / "docs/tracking.md").read_text(encoding="utf-8")
     lines = (tiny_run / "metrics.jsonl").read_text().splitlines()
     names = {name for line in lines for name in tracked_names(json.loads(line))} | {"gpu_memory_gib"}
+    assert all(f"`{name}`" in documented for name in (*COARSE, *TABLES))
     assert {"train/loss", "val/micro_f1", "step/lr", "lr", "images_per_second"} <= names
     for name in names:
         assert f"`{name}`" in documented
@@ -192,6 +204,27 @@ def test_a_finished_run_shows_its_best_weights_to_the_tracker(train_tiny, tracke
     for name in ("per_class", *(f"pictures/{name}" for name in names)):
         assert any(key.startswith(f"{name}/") for key in keys), name
     assert artifacts(records)["best-wandb-weights"] == {"best.safetensors", "config.yaml"}
+
+
+def test_wandb_and_tensorboard_get_what_a_report_says_of_coarse_classes(tmp_path, wandb_offline):
+    report = coarse_report(torch.eye(100, dtype=torch.int64).roll(1, 0), CIFAR100.classes)
+    report["per_class"] = [{"class": "apple", "recall": 0.0}]
+    inside = report["mistakes_within_coarse"]
+    expected = {"coarse/accuracy": inside / 100, "coarse/mistakes": 100, "coarse/mistakes_within": inside}
+    for kind in ("wandb", "tensorboard"):
+        tracking = Tracking(Config(tracker=kind), tmp_path / kind)
+        tracking.log_best([], report, [])
+        tracking.finish()
+    rows = logged(list(wandb_records(tmp_path / "wandb")))
+    found = {key: value for row in rows for key, value in row.items() if key.startswith("coarse/")}
+    assert found == expected
+    tables = {key.split("/")[0] for row in rows for key in row if key.startswith("per_")}
+    assert tables == {"per_class", "per_coarse_class"}
+    (events,) = (tmp_path / "tensorboard").rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events.parent))
+    accumulator.Reload()
+    scalars = {name: accumulator.Scalars(name)[0].value for name in expected}
+    assert scalars == pytest.approx(expected)
 
 
 def test_a_run_without_validation_images_shows_its_curves_and_weights(train_tiny):

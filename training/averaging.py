@@ -21,13 +21,19 @@ class MovingAverage(AveragedModel):
     def __init__(self, model: nn.Module, decay: float):
         super().__init__(model, use_buffers=True)
         self.decay = decay
+        self._tensors: list[tuple[list[Tensor], list[Tensor]]] = []
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:
-        """AveragedModel's own copies its counter to the device, and waits for it, at every step."""
+        """Take in the weights of `model`, which has to be the same one each time.
+
+        AveragedModel's own copies its counter to the device, and waits for it, at every step.
+        """
         steps = int(self.n_averaged)  # on the CPU
         decay = min(self.decay, (1 + steps) / (10 + steps)) if steps else 0.0
-        averages, values = (_by_kind(network) for network in (self.module, model))
+        if not self._tensors:  # once: to walk both networks takes half a millisecond
+            self._tensors = [_by_kind(network) for network in (self.module, model)]
+        averages, values = self._tensors
         torch._foreach_lerp_(averages[0], values[0], 1 - decay)
         if averages[1]:
             torch._foreach_copy_(averages[1], values[1])

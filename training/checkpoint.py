@@ -67,6 +67,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
 def take_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Write:
     """As `save_checkpoint`, of the state as it is now, when the result is called."""
     serialized = io.BytesIO()
+    torch.serialization.set_crc32_options(False)  # the file has a SHA-256, and training waits for this
     torch.save(state, serialized)
 
     def write() -> None:

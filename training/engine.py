@@ -33,7 +33,7 @@ from training.hardware import DTYPES, threads_per_process
 from training.inference import EVALUATION_BATCH, Predictor
 from training.loss import training_loss
 from training.metrics import TrainingMetrics
-from training.optim import lr_factor, make_optimizer, restore_optimizer, set_lr
+from training.optim import lr_factor, make_optimizer, restore_optimizer, set_lr, take_step
 from training.peers import from_first_process
 from training.sam import SAM
 from training.stopping import StopAgreement, StopRequest
@@ -180,8 +180,8 @@ class Trainer:
         self.average = MovingAverage(model, config.ema) if config.ema else None
         if config.compile:
             model.compile()  # in place: names in the state dict stay, and DDP wraps the compiled network
-        optimizer = make_optimizer(config, model)
-        self.model, self.optimizer = accelerator.prepare(model, optimizer)
+        self.optimizer = make_optimizer(config, model)  # as it is: Accelerate's wrapper takes 0.2 ms a step
+        self.model = accelerator.prepare(model)
         self.network: nn.Module = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.sam = SAM(self.network, config.sam, config.sam_adaptive) if config.sam else None
         # What is validated and saved: the weights, or their moving average.
@@ -237,14 +237,14 @@ class Trainer:
     def train_step(self, batches: list[Batch]) -> None:
         """One optimizer step from this process' micro-batches of one global batch, already augmented."""
         set_lr(self.optimizer, self.lr(self.progress.step))
-        self.model.train()
+        if not self.network.training:  # after a validation; to walk all modules takes 0.2 ms
+            self.model.train()
         first, second = self.passes
         self._backward(batches, first, self.metrics.update)
         if self.sam:
             with self.sam.perturbed():
                 self._backward(batches, second)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        take_step(self.optimizer, self.accelerator.scaler)
         if self.average:
             self.average.update_parameters(self.network)
         self.progress.step += 1

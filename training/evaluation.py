@@ -1,7 +1,7 @@
 """Trained weights on the images of one split: metrics, predictions, and the files that show them."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from training.config import HELD_OUT, Config, recorded_config
 from training.engine import choose_ids, open_prepared
 from training.hardware import device_name, versions
 from training.inference import EVALUATION_BATCH, Predictor, open_predictor
+from training.metrics import f1_scores
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def evaluate_images(predictor: Predictor, prepared: Prepared, ids: Tensor, tta: 
     if tta != "none":
         augmented = alone(loader.read(batches), tta=tta)
         report |= {f"tta_{name}": augmented[name] for name in METRICS}
-    confusion, f1 = report.pop("confusion"), report.pop("f1")
+    confusion = report.pop("confusion")
     report |= coarse_report(confusion, prepared.classes)
-    report["per_class"] = class_table(confusion, f1, prepared.classes)
+    report["per_class"] = class_table(confusion, prepared.classes)
     columns = [torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True)]
     return Evaluation(report, confusion, Predictions(*columns))
 
@@ -79,18 +80,34 @@ def coarse_names(classes: tuple[str, ...]) -> list[str]:
 
 
 def coarse_report(confusion: Tensor, classes: tuple[str, ...]) -> dict[str, Any]:
-    """Accuracy over coarse classes, and how many mistakes stay inside the right one; empty without them."""
+    """Accuracy over coarse classes, mistakes that stay inside the right one, and a table; empty without them."""
     if not coarse_names(classes):
         return {}
-    codes = torch.tensor(SPECS["cifar100"].coarse_of)
-    inside = int(confusion[codes[:, None] == codes[None, :]].sum())
-    right, count = int(confusion.diagonal().sum()), int(confusion.sum())
-    return {"coarse_accuracy": inside / count, "mistakes": count - right, "mistakes_within_coarse": inside - right}
+    spec = SPECS["cifar100"]
+    codes = torch.nn.functional.one_hot(torch.tensor(spec.coarse_of))
+    coarse = codes.T @ confusion @ codes
+    inside, right, count = (int(of.sum()) for of in (coarse.diagonal(), confusion.diagonal(), confusion))
+    return {
+        "coarse_accuracy": inside / count,
+        "mistakes": count - right,
+        "mistakes_within_coarse": inside - right,
+        "per_coarse_class": class_table(coarse, spec.coarse_classes),
+    }
 
 
-def class_table(confusion: Tensor, f1: list[float], classes: tuple[str, ...]) -> list[dict[str, Any]]:
+def coarse_in_words(report: dict[str, Any]) -> str:
+    """What a report says of coarse classes, but for the table; "" without them."""
+    if "coarse_accuracy" not in report:
+        return ""
+    return (
+        f"accuracy over the 20 coarse classes {report['coarse_accuracy']:.4f}; of {report['mistakes']} "
+        f"mistakes {report['mistakes_within_coarse']} stay inside the right one"
+    )
+
+
+def class_table(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
     """For each class its number of images, recall (its accuracy), precision and F1."""
-    columns = (confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist())
+    columns = [confusion.diagonal(), confusion.sum(1), confusion.sum(0), f1_scores(confusion)]
     return [
         {
             "class": name,
@@ -99,7 +116,9 @@ def class_table(confusion: Tensor, f1: list[float], classes: tuple[str, ...]) ->
             "precision": hits / max(predicted, 1),
             "f1": score,
         }
-        for name, hits, images, predicted, score in zip(classes, *columns, f1, strict=True)
+        for name, hits, images, predicted, score in zip(
+            classes, *(column.tolist() for column in columns), strict=True
+        )
     ]
 
 
@@ -110,9 +129,18 @@ def draw_evaluation(evaluation: Evaluation, prepared: Prepared, title: str, fold
 
     paths = [folder / name for name in ("confusion.png", "predictions.png", "mistakes.png")]
     classes, predictions = prepared.classes, evaluation.predictions
-    draw_confusion(evaluation.confusion, classes, title, paths[0], coarse_names(classes))
+    words = coarse_in_words(evaluation.report)
+    draw_confusion(
+        evaluation.confusion, classes, f"{title}\n{words}" if words else title, paths[0], coarse_names(classes)
+    )
     draw_predictions(prepared.images, predictions, classes, f"{title}: images by predicted class", paths[1])
-    draw_mistakes(prepared.images, predictions, classes, f"{title}: worst mistakes", paths[2])
+    draw_mistakes(
+        prepared.images,
+        predictions,
+        classes,
+        f"{title}: worst mistakes, as which class, and with which probability",
+        paths[2],
+    )
     return paths
 
 

@@ -1,6 +1,7 @@
 """Figures of runs, drawn with matplotlib. Colours are told apart by the colour-blind (Okabe and Ito, 2008)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from cycler import cycler
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
@@ -15,7 +17,22 @@ from torch import Tensor
 from data.files import write_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-CYCLE = cycler(linestyle=("-", "--", ":")) * cycler(color=COLOURS)
+DASHES = ("-", "--", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One experiment in a comparison.
+
+    runs: of each of its runs the rows of metrics.jsonl.
+    colour, dash: numbers of COLOURS and DASHES; what belongs together shares its colour.
+    """
+
+    label: str
+    runs: Sequence[Sequence[dict[str, Any]]]
+    colour: int = 0
+    dash: int = 0
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -24,10 +41,13 @@ def save(figure: Figure, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
-def draw_curves(rows: Sequence[dict[str, Any]], title: str, held_out: str, path: Path) -> None:
+def draw_curves(
+    rows: Sequence[dict[str, Any]], title: str, held_out: str, path: Path, lr_in_levels: bool = False
+) -> None:
     """Loss and accuracy by epoch, and the learning rate below, from the rows of metrics.jsonl.
 
     held_out: what the images that were not trained on are called.
+    lr_in_levels: it falls by factors at milestones, and stays between them.
     """
     rows = [row for row in rows if row["kind"] == "epoch"]
     figure = Figure(figsize=(11, 5.4), layout="constrained")
@@ -39,56 +59,75 @@ def draw_curves(rows: Sequence[dict[str, Any]], title: str, held_out: str, path:
             _plot(panels[quantity], rows, key, label)
         panels[quantity].set(title=quantity)
         panels[quantity].legend()
-    _plot(panels["lr"], rows, "lr", "")
-    panels["lr"].set(title="learning rate")
+    _plot(panels["lr"], rows, "lr", "", drawstyle="steps-mid" if lr_in_levels else "default")
+    panels["lr"].set(title="learning rate", yscale="log" if lr_in_levels else "linear")
     figure.suptitle(title)
     save(figure, path)
 
 
-def _plot(axes: Axes, rows: Sequence[dict[str, Any]], key: str, label: str) -> None:
+def _plot(axes: Axes, rows: Sequence[dict[str, Any]], key: str, label: str, drawstyle: str = "default") -> None:
     points = [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
     if points:
         marker = "o" if len(points) < 20 else None
-        axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label)
+        axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label, drawstyle=drawstyle)
 
 
 def _prepare(axes: Axes) -> None:
     """For curves by epoch."""
-    axes.set_prop_cycle(CYCLE)
+    axes.set_prop_cycle(cycler(color=COLOURS[:2], linestyle=DASHES[:2]))
     axes.grid(alpha=0.3)
     axes.set(xlabel="epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def draw_comparison(curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]], title: str, path: Path) -> None:
+def draw_comparison(curves: Sequence[Curve], title: str, path: Path) -> None:
     """Validation accuracy and loss of several experiments, by epoch; with several runs of each, mean and range.
 
-    curves: by the experiment's label the rows of metrics.jsonl of each of its runs.
+    Of runs that hold no images out it is training accuracy and loss.
     """
     figure = Figure(figsize=(12, 4.6 + 0.2 * len(curves)), layout="constrained")
     panels = figure.subplots(1, 2)
+    epochs = [row for curve in curves for rows in curve.runs for row in rows if row["kind"] == "epoch"]
+    kind, of = ("val", "validation") if all("val_loss" in row for row in epochs) else ("train", "training")
     for axes, quantity in zip(panels, ("accuracy", "loss"), strict=True):
         _prepare(axes)
-        for label, runs in curves.items():
-            values = [[row[f"val_{quantity}"] for row in rows if row["kind"] == "epoch"] for rows in runs]
-            shortest = min(map(len, values))
-            table = np.array([run[:shortest] for run in values], dtype=float)  # a loss of None is a gap
-            epochs = range(1, shortest + 1)
-            marker = "o" if shortest < 20 else None
-            (line,) = axes.plot(epochs, table.mean(0), label=label, marker=marker, markersize=3)
-            if len(runs) > 1:
-                axes.fill_between(epochs, table.min(0), table.max(0), color=line.get_color(), alpha=0.15)
-        axes.set(title=f"validation {quantity}")
-    panels[1].set(yscale="log")  # a loss may begin in the thousands
+        for number, curve in enumerate(curves):
+            _plot_mean_and_range(axes, curve, f"{kind}_{quantity}", number)
+        axes.set(title=f"{of} {quantity}")
+    lowest, highest = panels[1].dataLim.intervaly
+    if highest > 10 * lowest > 0:  # a loss may begin in the thousands
+        panels[1].set(yscale="log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
     figure.suptitle(title)
     save(figure, path)
 
 
+def _plot_mean_and_range(axes: Axes, curve: Curve, key: str, number: int) -> None:
+    """number: of the curve in its picture; markers of its own show one that others hide."""
+    values = [[row[key] for row in rows if row["kind"] == "epoch"] for rows in curve.runs]
+    shortest = min(map(len, values))
+    table = np.array([run[:shortest] for run in values], dtype=float)  # a loss of None is a gap
+    epochs, apart, colour = range(1, shortest + 1), max(1, shortest // 10), COLOURS[curve.colour % len(COLOURS)]
+    axes.plot(
+        epochs,
+        table.mean(0),
+        color=colour,
+        linestyle=DASHES[curve.dash],
+        marker=MARKERS[number % len(MARKERS)],
+        markevery=(number % apart, apart),
+        markersize=5,
+        label=curve.label,
+    )
+    if len(curve.runs) > 1:
+        axes.fill_between(epochs, table.min(0), table.max(0), color=colour, alpha=0.15)
+
+
 def draw_confusion(
     confusion: Tensor, classes: Sequence[str], title: str, path: Path, groups: Sequence[str] = ()
 ) -> None:
-    """Share of each true class (rows) by predicted class (columns); numbers where they can be read.
+    """Share of each true class (rows) by predicted class (columns), with numbers from 1 % on.
+
+    Colours follow the share's square root: a class that 1 % of another's images are taken for can be seen.
 
     groups: of each class the group that it belongs to (CIFAR-100's coarse classes): its classes then stand
         together, and lines part them from the others.
@@ -101,17 +140,17 @@ def draw_confusion(
     side, font = (3 + 0.45 * count, 9) if few else (4 + 0.2 * count, 8)
     figure = Figure(figsize=(side + (3 if groups else 1), side), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     axes.set_xticks(range(count), names, rotation=90, fontsize=font)
     axes.set_yticks(range(count), names, fontsize=font)
     axes.set_title(title, fontsize=12 if few else 20)
     axes.set(xlabel="predicted", ylabel="true")
     for row in range(count):
         for column in range(count):
-            if few or shares[row, column] >= 0.01:
-                colour = "white" if shares[row, column] > 0.5 else "black"
+            if shares[row, column] >= 0.01:
+                colour = "white" if shares[row, column] > 0.3 else "black"
                 text = f"{100 * shares[row, column]:.0f}"
-                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8 if few else 5)
+                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8 if few else 6.5)
     if groups:
         _part_groups(axes, [groups[index] for index in order])
     figure.colorbar(

@@ -9,13 +9,21 @@ import torch
 from training.cli import OwnError
 from training.config import Config
 
+_SIGNS = ("out of memory", "alloc failed", "can't allocate memory")
+
 
 @contextmanager
 def out_of_memory_told(advice: str) -> Iterator[None]:
-    """Turn the device's OutOfMemoryError into an OwnError with advice; also a decorator."""
+    """Turn the device's error into an OwnError with advice; also a decorator.
+
+    Not always an OutOfMemoryError: CUDA's own and cuDNN's, and the CPU's, are known by what they say.
+    """
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        said = str(error).lower().replace("_", " ")
+        if not isinstance(error, torch.OutOfMemoryError) and not any(sign in said for sign in _SIGNS):
+            raise
         raise OwnError(f"the device is out of memory in {advice}") from error
 
 

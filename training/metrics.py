@@ -68,7 +68,6 @@ class EvaluationMetrics:
 
         The loss is None where it is not finite, which JSON has no number for.
 
-        F1 of a class that occurs neither among the labels nor among the predictions is 0, as in scikit-learn.
         Micro F1 counts hits, false positives and false negatives over all classes; with one label and one
         prediction for each image it equals the accuracy.
         """
@@ -76,16 +75,21 @@ class EvaluationMetrics:
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
             loss, confusion, top5 = (metric.compute() for metric in (self.loss, self.confusion, self.top5))
         confusion = confusion.cpu()
-        hits, of_class, predicted = confusion.diagonal().double(), confusion.sum(1), confusion.sum(0)
-        count = int(confusion.sum())
-        f1 = 2 * hits / (of_class + predicted).clamp(min=1)
+        hits, count = float(confusion.diagonal().sum()), int(confusion.sum())
         return {
             "count": count,
             "loss": float(loss) / count if loss.isfinite() else None,
-            "accuracy": float(hits.sum()) / count,
+            "accuracy": hits / count,
             "top5": float(top5),
-            "macro_f1": float(f1.mean()),
-            "micro_f1": 2 * float(hits.sum()) / float((of_class + predicted).sum()),
-            "f1": f1.tolist(),
+            "macro_f1": float(f1_scores(confusion).mean()),
+            "micro_f1": 2 * hits / float(confusion.sum(1).sum() + confusion.sum(0).sum()),
             "confusion": confusion,
         }
+
+
+def f1_scores(confusion: Tensor) -> Tensor:
+    """Of each class, float64 (classes,), from int64 (true class, predicted class).
+
+    That of a class that occurs neither among the labels nor among the predictions is 0, as in scikit-learn.
+    """
+    return 2 * confusion.diagonal().double() / (confusion.sum(0) + confusion.sum(1)).clamp(min=1)

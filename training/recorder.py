@@ -272,7 +272,8 @@ class Recorder(NullRecorder):
             return
         held_out = "test" if self.config.split == "test" else "validation"
         curves = self.folder / "curves.png"
-        draw_curves(self.tracking.file.rows(), self.folder.name, held_out, curves)
+        levels = self.config.schedule == "multistep"
+        draw_curves(self.tracking.file.rows(), self.folder.name, held_out, curves, levels)
         summary = summarize(self.config, self.accelerator, trainer)
         summary |= {"metrics_sha256": sha256_of(self.tracking.file.path), **self.commit}
         if self.tracking.tracker is not None:
@@ -288,13 +289,13 @@ class Recorder(NullRecorder):
 
         assert self.tracking is not None
         predictor, _, weights = open_predictor(self.folder)
-        pictures, per_class = [curves], []
+        pictures, report = [curves], {}
         if len(trainer.val_ids):
             evaluation = evaluate_images(predictor, self.prepared, trainer.val_ids)
             title = f"{self.folder.name}: {held_out}, accuracy {100 * evaluation.report['accuracy']:.2f} %"
             pictures += draw_evaluation(evaluation, self.prepared, title, self.folder / held_out)
-            per_class = evaluation.report["per_class"]
-        self.tracking.log_best(pictures, per_class, [weights, self.folder / "config.yaml"])
+            report = evaluation.report
+        self.tracking.log_best(pictures, report, [weights, self.folder / "config.yaml"])
 
     def stopped(self, trainer: Trainer, state: dict[str, Any], stopped: Stopped) -> None:
         """Write a last checkpoint, within the seconds that are left."""

@@ -15,9 +15,9 @@ from scipy.stats import t
 
 from data.errors import InputError
 from data.files import sha256_of, write_atomically
-from training.figures import draw_comparison
+from training.figures import Curve, draw_comparison
 from training.jobs import read_summary
-from training.studies import Experiment, Study
+from training.studies import Comparison, Experiment, Study
 
 
 @dataclass(frozen=True)
@@ -115,25 +115,54 @@ def study_report(study: Study, outcomes: Sequence[Outcome], scaled: str, picture
         "images where so marked." + (f" All runs are {scaled}." if scaled else ""),
         list(study.notes),
     ]
-    what = {experiment.name: f"{experiment.name}: {experiment.what}" for experiment in study.experiments}
+    if coarse := _coarse(outcomes):
+        blocks.append(coarse)
     finished = {outcome.experiment.name: outcome.results for outcome in outcomes if outcome.results}
     for comparison in study.comparisons:
-        curves = {
-            what[name]: [result.epochs for result in finished[name]]
-            for name in comparison.experiments
-            if name in finished
-        }
+        title = f"{study.title}: {comparison.title}{label}"
+        curves = _curves(study, comparison, finished)
         if len(curves) > 1:
             path = pictures / f"{study.title}-{comparison.title}.png".lower().replace(" ", "-")
-            title = f"{study.title}: {comparison.title}{label}"
             draw_comparison(curves, title, path)
             blocks.append(Picture(path, title))
-    findings = [[finding.text, *verdict(finding.pairs, finding.quantity, finished)] for finding in study.findings]
+        else:
+            absent = [name for name in comparison.experiments if name not in finished]
+            blocks.append(f"Not drawn: {title}. Not run: {', '.join(absent)}.")
+    findings = [
+        [finding.text, *verdict(finding.pairs, finding.quantity, finished, scaled)] for finding in study.findings
+    ]
     if findings:
         blocks.append(Heading(f"{study.title}: its findings{label}", 3))
         blocks.append(Table(("finding", "our runs", "measured"), findings))
         blocks.append(HOW_DECIDED)
     return blocks
+
+
+def _curves(study: Study, comparison: Comparison, finished: dict[str, list[Result]]) -> list[Curve]:
+    """Of the experiments that have finished runs."""
+    what = {experiment.name: f"{experiment.name}: {experiment.what}" for experiment in study.experiments}
+    return [
+        Curve(what[name], [result.epochs for result in finished[name]], colour, dash)
+        for colour, group in enumerate(comparison.groups)
+        for dash, name in enumerate(group)
+        if name in finished
+    ]
+
+
+def _coarse(outcomes: Sequence[Outcome]) -> str:
+    """A sentence on CIFAR-100's coarse classes; "" for other data sets."""
+    parts = []
+    for outcome in outcomes:
+        found = [result.evaluation for result in outcome.results if "coarse_accuracy" in result.evaluation]
+        if found:
+            accuracy = _spread([each["coarse_accuracy"] for each in found])
+            inside = _spread([each["mistakes_within_coarse"] / max(1, each["mistakes"]) for each in found])
+            parts.append(f"{outcome.experiment.name} {accuracy}, {inside}")
+    if not parts:
+        return ""
+    return "Accuracy over the 20 coarse classes, and the share of mistakes inside the right one: " + "; ".join(
+        parts
+    )
 
 
 def results_table(outcomes: Sequence[Outcome]) -> Table:
@@ -185,9 +214,17 @@ HOW_DECIDED = (
 
 
 def verdict(
-    pairs: Sequence[tuple[str | float, str | float]], quantity: str, finished: dict[str, list[Result]]
+    pairs: Sequence[tuple[str | float, str | float]],
+    quantity: str,
+    finished: dict[str, list[Result]],
+    scaled: str = "",
 ) -> tuple[str, str]:
-    """Whether in each pair the first side has the higher quantity, as HOW_DECIDED says; and the numbers."""
+    """Whether in each pair the first side has the higher quantity, as HOW_DECIDED says; and the numbers.
+
+    scaled: how the runs were made shorter: then they are not compared with a number, which is of whole ones.
+    """
+    if scaled and not all(isinstance(side, str) for pair in pairs for side in pair):
+        return "not tested", "needs runs at full length"
     names = list(dict.fromkeys(name for pair in pairs for name in pair if isinstance(name, str)))
     if missing := sorted(set(names) - set(finished)):
         return "not tested", f"not run: {', '.join(missing)}"

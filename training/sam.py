@@ -30,7 +30,11 @@ class SAM:
     """
 
     def __init__(self, network: nn.Module, rho: float, adaptive: bool):
-        self.network, self.rho, self.adaptive = network, rho, adaptive
+        self.rho, self.adaptive = rho, adaptive
+        # Listed once: to walk the network takes tenths of a millisecond.
+        self._parameters = list(network.parameters())
+        norms = (module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+        self._tracking = [module for module in norms if module.track_running_stats]
         self._biases = {id(getattr(module, "bias", None)) for module in network.modules()}
 
     @contextmanager
@@ -39,13 +43,12 @@ class SAM:
 
         BatchNorm's running statistics stay: they are those of w, which is kept.
         """
-        parameters: list[Tensor] = [
-            parameter for parameter in self.network.parameters() if parameter.grad is not None
-        ]
+        parameters: list[Tensor] = [parameter for parameter in self._parameters if parameter.grad is not None]
         weights = [parameter.detach().clone() for parameter in parameters]
         with torch.no_grad():
             torch._foreach_add_(parameters, self._steps(parameters))
-        self.network.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         try:
             with self.statistics_kept():
                 yield
@@ -56,16 +59,12 @@ class SAM:
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:
         """Forward passes leave BatchNorm's running statistics alone."""
-        norms = [
-            module for module in self.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
-        ]
-        tracking = [module for module in norms if module.track_running_stats]
-        for module in tracking:
+        for module in self._tracking:
             module.track_running_stats = False
         try:
             yield
         finally:
-            for module in tracking:
+            for module in self._tracking:
                 module.track_running_stats = True
 
     def _steps(self, parameters: list[Tensor]) -> list[Tensor]:

@@ -23,10 +23,14 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Experiments whose curves are laid over each other."""
+    """Experiments whose curves are laid over each other; those of a group have one colour."""
 
     title: str
-    experiments: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...]
+
+    @property
+    def experiments(self) -> tuple[str, ...]:
+        return tuple(name for group in self.groups for name in group)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,10 @@ class Study:
         return not all(experiment.on_test for experiment in self.experiments)
 
 
+def _compared(title: str, *experiments: str) -> Comparison:
+    return Comparison(title, tuple((name,) for name in experiments))
+
+
 def _exactly(name: str, what: str, value: float, on_test: bool = False) -> Experiment:
     return Experiment(name, what, f"{value}", value, value, on_test)
 
@@ -82,12 +90,12 @@ CIFAR10_STUDY = Study(
         _exactly("exp9", "exp1 from ImageNet weights", 0.857),
     ),
     comparisons=(
-        Comparison("Networks", ("exp1", "exp2", "exp3")),
-        Comparison("Network and initial weights", ("exp1", "exp1-pytorch", "exp2", "exp2-kaiming")),
-        Comparison("Stem with and without max-pooling", ("exp3", "exp3-pool")),
-        Comparison("Learning rates", ("exp3", "exp4", "exp5", "exp6", "exp7", "exp8")),
-        Comparison("ImageNet weights", ("exp1", "exp9")),
-        Comparison("ImageNet weights or a better network", ("exp3", "exp9")),
+        _compared("Networks", "exp1", "exp2", "exp3"),
+        Comparison("Network and initial weights", (("exp1", "exp1-pytorch"), ("exp2", "exp2-kaiming"))),
+        _compared("Stem with and without max-pooling", "exp3", "exp3-pool"),
+        Comparison("Learning rates", (("exp3", "exp6"), ("exp4", "exp7"), ("exp5", "exp8"))),
+        _compared("ImageNet weights", "exp1", "exp9"),
+        _compared("ImageNet weights or a better network", "exp3", "exp9"),
     ),
     findings=(
         Finding("Its own ResNet-18 beats torchvision's, the networks being equal.", (("exp2", "exp1"),)),
@@ -145,7 +153,7 @@ CIFAR100_STUDY = Study(
         Experiment("resnet34", "ResNet-34, as v4", "0.56 to 0.65", 0.56, 0.65),
         _exactly("v5", "ResNet-18, lr 0.001, Keras' decay 0.004, L2 1e-4", 0.6221, on_test=True),
     ),
-    comparisons=(Comparison("All versions", ("v1", "vgg16", "v2", "v3", "v4", "resnet34", "v5")),),
+    comparisons=(_compared("All versions", "v1", "vgg16", "v2", "v3", "v4", "resnet34", "v5"),),
     findings=(
         Finding("VGG16 does worse than ResNet-18.", (("v1", "vgg16"),)),
         Finding("Augmentation helps.", (("v2", "v1"),)),
@@ -185,18 +193,20 @@ def _budgets(name: str, dataset: str, prefix: str, goals: tuple[float, float, fl
     """
     budgets = [(epochs, f"ResNet-18, {epochs} epochs") for epochs in ("30", "100", "15", "200")]
     budgets.append(("r34", "ResNet-34, 200 epochs"))
+    names = [f"{prefix}-{budget}" for budget, _ in budgets]
     return Study(
         title=f"{name} at four budgets",
         dataset=dataset,
         experiments=tuple(
-            _exactly(f"{prefix}-{budget}", what, goal, on_test=True)
-            for (budget, what), goal in zip(budgets, goals, strict=True)
+            _exactly(experiment, what, goal, on_test=True)
+            for experiment, (_, what), goal in zip(names, budgets, goals, strict=True)
         ),
-        comparisons=(),
+        comparisons=(_compared("All budgets", *names),),
         findings=(),
         notes=(
             "Figures are goals: means of 3 seeds on the test set. Trained on all training images, with the last "
-            "epoch's weights; nothing is validated.",
+            "epoch's weights; nothing is validated. The curves are of training: of augmented images, and where "
+            "these are mixed the accuracy counts their own label alone.",
         ),
     )
 

@@ -35,6 +35,13 @@ STEP_METRICS = {
     "step/*": "step",
 }
 """What W&B draws each logged number against."""
+COARSE = {
+    "coarse/accuracy": "coarse_accuracy",
+    "coarse/mistakes": "mistakes",
+    "coarse/mistakes_within": "mistakes_within_coarse",
+}
+TABLES = ("per_class", "per_coarse_class")
+"""What is logged of an evaluation's report besides its pictures."""
 ANSWER_S = 30
 """How long a run waits for its tracker, which may hang, before it goes on without."""
 FINISH_S = 60
@@ -125,21 +132,19 @@ class Tracking:
             warnings.simplefilter("ignore", FutureWarning)
             self.tracker.tracker.add_graph(network, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
 
-    def log_best(
-        self, pictures: Sequence[Path], per_class: Sequence[dict[str, Any]], files: Sequence[Path]
-    ) -> None:
-        """What the best weights come to: pictures, a table of the classes, and the weights with the run's config.
+    def log_best(self, pictures: Sequence[Path], report: dict[str, Any], files: Sequence[Path]) -> None:
+        """What the best weights come to: pictures, numbers and tables of the classes; the weights themselves.
 
-        per_class: empty for a run without validation images.
-        files: go into W&B's artifact; TensorBoard has no place for them.
+        report: of their evaluation; empty for a run without validation images.
+        files: such as weights and config, go into W&B's artifact. TensorBoard has no place for files and tables.
         """
         if self.tracker is not None:
-            self.guard(lambda: self._log_best(pictures, per_class, files), FINISH_S)
+            self.guard(lambda: self._log_best(pictures, report, files), FINISH_S)
 
-    def _log_best(
-        self, pictures: Sequence[Path], per_class: Sequence[dict[str, Any]], files: Sequence[Path]
-    ) -> None:
+    def _log_best(self, pictures: Sequence[Path], report: dict[str, Any], files: Sequence[Path]) -> None:
         images = {f"pictures/{path.stem}": np.asarray(Image.open(path).convert("RGB")) for path in pictures}
+        if numbers := {name: report[key] for name, key in COARSE.items() if key in report}:
+            self.tracker.log(numbers, step=None)
         if self.tracker.name != "wandb":
             stacked = {name: pixels[None] for name, pixels in images.items()}
             self.tracker.log_images(stacked, step=None, dataformats="NHWC")
@@ -147,9 +152,10 @@ class Tracking:
         import wandb
 
         self.tracker.log_images({name: [pixels] for name, pixels in images.items()})
-        if per_class:
-            rows = [list(row.values()) for row in per_class]
-            self.tracker.log_table("per_class", columns=list(per_class[0]), data=rows)
+        for name in TABLES:
+            if name in report:
+                rows = [list(row.values()) for row in report[name]]
+                self.tracker.log_table(name, columns=list(report[name][0]), data=rows)
         artifact = wandb.Artifact(f"{self.name}-weights", type="model")
         for path in files:
             artifact.add_file(str(path))
