@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import torch
 from tqdm import tqdm
 
@@ -23,7 +24,7 @@ from data.errors import InputError
 from data.files import write_json
 from training.cli import OneLineParser, one_line_errors
 from training.config import ROOT, Config
-from training.hardware import commit, device_name, set_threads, versions
+from training.hardware import commit, device_name, has_bf16, set_threads, versions
 
 RESULTS = ROOT / "benchmarks/results"
 HAS_FFCV = find_spec("ffcv") is not None
@@ -118,6 +119,8 @@ def report(name: str, arguments: Namespace, rows: Sequence[Row]) -> dict[str, An
         **commit(),
         "versions": versions() | {"pillow": version("pillow")},
         "cpu": device_name(cpu),
+        "cpu_has_bf16": has_bf16(use_cpu=True),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpu": device_name(torch.device("cuda")) if arguments.device == "cuda" else None,
         "cores": allowed_cores(),
         "threads": torch.get_num_threads(),

@@ -138,7 +138,7 @@ def draw_evaluation(evaluation: Evaluation, prepared: Prepared, title: str, fold
         prepared.images,
         predictions,
         classes,
-        f"{title}: worst mistakes, as which class, and with which probability",
+        f"{title}: worst mistakes (white: the predicted class and its probability)",
         paths[2],
     )
     return paths

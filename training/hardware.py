@@ -172,10 +172,12 @@ def device_name(device: torch.device) -> str:
 
 
 def _processor_name() -> str:
+    """With family and model where Linux tells them: of a virtual machine's "AMD EPYC" there are many."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(": ", 1)[1] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration, IndexError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+        found = {name.strip(): value.strip() for name, value in (line.split(":", 1) for line in lines)}
+        return "{model name} (family {cpu family}, model {model})".format(**found)
+    except (OSError, ValueError, KeyError):
         return platform.processor() or platform.machine()
 
 
