@@ -5,7 +5,7 @@
 - "evaluation batch": images of one forward pass in validation and evaluate.py;
 - "SGD": the optimizer's step alone, parameter by parameter, all at once (foreach), or with its fused kernel;
 - "images augmented together": those of 1, 4 or 16 steps; images/s of the stream alone;
-- "freed memory" (on a CPU): kept for the next tensors, or returned to the system as glibc does by itself.
+- "freed memory" (on a CPU), in steps of the network and of reading and augmenting images alone: kept for the next tensors, or returned to the system as glibc does by itself.
 """
 
 from argparse import Namespace
@@ -19,9 +19,11 @@ from benchmarks.loops import make_trainer, our_steps, time_steps
 from benchmarks.memory_format import open_network
 from benchmarks.processes import in_turn
 from benchmarks.step_overhead import NoNetwork
+from data.resident_loader import ResidentLoader
 from data.sampling import evaluation_batches
+from data.stream import Stream
 from training.config import Config
-from training.engine import initial_model
+from training.engine import initial_model, make_transform, open_prepared
 from training.hardware import choose_precision, keep_freed_memory, set_threads
 
 READINGS = {"step": 1, "10 steps": 10, "50 steps": 50, "epoch": 10**9}
@@ -90,6 +92,19 @@ def open_memory(config: Config, kept: bool) -> Callable[[int], dict[str, float]]
     return open_network(config, "channels_last")
 
 
+def open_memory_of_images(config: Config, kept: bool) -> Callable[[int], dict[str, float]]:
+    """Of the resident loader's images alone, in batches four times as large."""
+    set_threads()
+    if kept:
+        keep_freed_memory()
+    device, prepared = default_device(), open_prepared(config)
+    transform = make_transform(config, prepared, device, "no")
+    ids, size = torch.arange(prepared.train_count), 4 * config.batch_size
+    stream = Stream(ResidentLoader(prepared, device), transform, ids, size, config.seed)
+    batches = endless(lambda: stream.epoch(0))
+    return lambda count: {"images/s": 16 * count * size / time_steps(batches, 16 * count, device)}
+
+
 def benchmark(arguments: Namespace) -> list[Row]:
     on_gpu, batch_size = arguments.device == "cuda", 16 if arguments.quick else 128
     precision = choose_precision("auto", use_cpu=not on_gpu)
@@ -102,7 +117,8 @@ def benchmark(arguments: Namespace) -> list[Row]:
         ("images augmented together", open_stream, {f"{n} x {batch_size}": n for n in STEPS_AT_ONCE}),
     ]
     if not on_gpu:
-        alternatives.append(("freed memory", open_memory, FREED_MEMORY))
+        alternatives.append(("freed memory, network", open_memory, FREED_MEMORY))
+        alternatives.append(("freed memory, images", open_memory_of_images, FREED_MEMORY))
     openings = [
         ({"default": default, "value": name}, (opener, config, value))
         for default, opener, values in alternatives

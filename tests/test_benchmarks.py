@@ -418,9 +418,11 @@ def test_defaults_are_measured_beside_their_alternatives(small_config, monkeypat
     assert defaults.open_sgd(small_config, defaults.SGD["fused"])(2)["us/step"] > 0
     assert updates == [True, True]
     kept = recorded(monkeypatch, defaults, "keep_freed_memory", lambda: True)
-    for kind in ("returned", "kept"):
-        assert defaults.open_memory(small_config, defaults.FREED_MEMORY[kind])(1)["images/s"] > 0
-        assert len(kept) == (kind == "kept")
+    for opening in (defaults.open_memory, defaults.open_memory_of_images):
+        assert opening(small_config, defaults.FREED_MEMORY["returned"])(1)["images/s"] > 0
+        assert kept == []
+        assert opening(small_config, defaults.FREED_MEMORY["kept"])(1)["images/s"] > 0
+        assert kept.pop()
 
 
 def test_a_profile_has_the_longest_operations_and_the_sum_of_all_others(monkeypatch):
