@@ -5,7 +5,8 @@
 - "evaluation batch": images of one forward pass in validation and evaluate.py;
 - "SGD": the optimizer's step alone, parameter by parameter, all at once (foreach), or with its fused kernel;
 - "images augmented together": those of 1, 4 or 16 steps; images/s of the stream alone;
-- "freed memory" (on a CPU), in steps of the network and of reading and augmenting images alone: kept for the next tensors, or returned to the system as glibc does by itself.
+- "freed memory" (on a CPU), in steps of the network and of reading and augmenting images alone: kept for the next
+  tensors, or returned to the system as glibc does by itself.
 """
 
 from argparse import Namespace

@@ -148,7 +148,7 @@ def keep_freed_memory() -> None:
     """Let glibc keep for the next tensors what freed ones leave; other C libraries are left as they are.
 
     By itself it returns each large block to the system, which clears its pages anew when they are next written: a
-    twelfth of a training step on a CPU (python -m benchmarks.defaults).
+    third of the time of reading and augmenting images (python -m benchmarks.defaults).
     """
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
