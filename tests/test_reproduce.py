@@ -209,6 +209,12 @@ def fake_train(monkeypatch, code: int) -> list[list[str]]:
     return started
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    """What these tests leave in cache/ is not left in the checkout's."""
+    monkeypatch.chdir(tmp_path)
+
+
 def run_here(monkeypatch, *flags: object) -> int:
     monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, flags)])
     with pytest.raises(SystemExit) as ended:
