@@ -404,13 +404,13 @@ def test_a_comparison_that_lacks_its_runs_says_so_in_place_of_its_picture(monkey
     assert told == [f"Not drawn: CIFAR-10 study: {title}. Not run: exp9." for title in titles]
 
 
-def test_runs_that_validate_nothing_are_compared_by_their_training(monkeypatch, tmp_path):
+def test_the_recipes_of_all_budgets_are_compared_in_one_picture(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(report, "draw_comparison", lambda curves, title, path: drawn.append(curves))
     study = STUDIES["cifar10-budgets"]
     outcomes = [Outcome(each, [result(0.5)]) for each in study.experiments]
     study_report(study, outcomes, "", tmp_path)
-    ((*curves,),) = drawn
+    (curves,) = drawn
     assert [curve.label.split(":")[0] for curve in curves] == [each.name for each in study.experiments]
 
 
