@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from data import decode as decoding
-from data.decode import decode, decode_stream
+from data.decode import decode, decode_fast, decode_stream
 from data.errors import InputError
 from tests.conftest import ROOT
 from tests.images import Pixels, random_images, save_image
@@ -27,24 +27,39 @@ from tests.jobs import nobodys_shared_memory, shared_memory_of
 IMAGE = random_images(1)[0]
 
 
+def accepted(path: Path) -> Pixels:
+    """The pixels, which both decoders give."""
+    pixels = decode(path)
+    np.testing.assert_array_equal(decode_fast(path), pixels)
+    return pixels
+
+
 def refused(path: Path, reason: str) -> None:
-    """`path` is refused in one line that begins with its name and gives the reason."""
-    with pytest.raises(InputError) as caught:
-        decode(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ")
-    assert "\n" not in message
-    assert reason in message
+    """`path` is refused by both decoders in one line that begins with its name and gives the reason."""
+    for decoder in (decode, decode_fast):
+        with pytest.raises(InputError) as caught:
+            decoder(path)
+        message = str(caught.value)
+        assert message.startswith(f"{path}: ")
+        assert "\n" not in message
+        assert reason in message
 
 
-def png_of_16_bits(colour_type: int, channels: int) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """Of a PNG."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", 32, 32, 16, colour_type, 0, 0, 0)
-    rows = (b"\0" + b"\x12\x34" * 32 * channels) * 32
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
+
+def png(rows: bytes, bits: int = 8, colour_type: int = 2, before: bytes = b"", pieces: int = 1) -> bytes:
+    """A PNG of 32x32, its rows as they are in the file, in as many chunks; with other chunks `before` them."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, bits, colour_type, 0, 0, 0))
+    stream = zlib.compress(rows)
+    size = -(-len(stream) // pieces)
+    pixels = b"".join(chunk(b"IDAT", stream[at : at + size]) for at in range(0, len(stream), size))
+    return b"\x89PNG\r\n\x1a\n" + header + before + pixels + chunk(b"IEND", b"")
+
+
+ROWS = b"".join(b"\0" + row.tobytes() for row in IMAGE)
 
 
 # Accepted ---------------------------------------------------------------------------------------------------
@@ -52,7 +67,7 @@ def png_of_16_bits(colour_type: int, channels: int) -> bytes:
 
 @pytest.mark.parametrize("suffix", [".png", ".bmp"])
 def test_rgb_pixels_are_read_as_they_are(tmp_path: Path, suffix: str) -> None:
-    pixels = decode(save_image(tmp_path / f"1{suffix}", IMAGE))
+    pixels = accepted(save_image(tmp_path / f"1{suffix}", IMAGE))
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, IMAGE)
 
@@ -60,19 +75,19 @@ def test_rgb_pixels_are_read_as_they_are(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", [".jpg", ".webp"])
 def test_lossy_formats_are_read(tmp_path: Path, suffix: str) -> None:
     gradient = np.broadcast_to(np.arange(0, 256, 8, dtype=np.uint8)[:, None, None], (32, 32, 3))
-    pixels = decode(save_image(tmp_path / f"1{suffix}", gradient))
+    pixels = accepted(save_image(tmp_path / f"1{suffix}", gradient))
     assert np.abs(pixels.astype(int) - gradient).max() < 20
 
 
 def test_greyscale_gives_three_equal_channels(tmp_path: Path) -> None:
-    pixels = decode(save_image(tmp_path / "1.png", IMAGE[..., 0]))
+    pixels = accepted(save_image(tmp_path / "1.png", IMAGE[..., 0]))
     np.testing.assert_array_equal(pixels, np.repeat(IMAGE[..., :1], 3, axis=2))
 
 
 def test_black_and_white_gives_0_and_255(tmp_path: Path) -> None:
     mask = IMAGE[..., 0] > 127
     Image.fromarray(mask).save(tmp_path / "1.png")
-    np.testing.assert_array_equal(decode(tmp_path / "1.png"), np.repeat(mask[..., None] * np.uint8(255), 3, 2))
+    np.testing.assert_array_equal(accepted(tmp_path / "1.png"), np.repeat(mask[..., None] * np.uint8(255), 3, 2))
 
 
 def test_a_palette_gives_its_colours(tmp_path: Path) -> None:
@@ -82,13 +97,13 @@ def test_a_palette_gives_its_colours(tmp_path: Path) -> None:
     image.save(tmp_path / "1.png")
     with Image.open(tmp_path / "1.png") as written:
         assert written.mode == "P"
-    np.testing.assert_array_equal(decode(tmp_path / "1.png"), palette[indices])
+    np.testing.assert_array_equal(accepted(tmp_path / "1.png"), palette[indices])
 
 
 @pytest.mark.parametrize("channels", [2, 4], ids=["greyscale with alpha", "RGBA"])
 def test_alpha_is_dropped(tmp_path: Path, channels: int) -> None:
     pixels = random_images(2).reshape(32, 32, 6)[..., :channels].copy()
-    result = decode(save_image(tmp_path / "1.png", pixels))
+    result = accepted(save_image(tmp_path / "1.png", pixels))
     np.testing.assert_array_equal(result, np.broadcast_to(pixels[..., : channels - 1], (32, 32, 3)))
 
 
@@ -102,7 +117,7 @@ def test_alpha_is_dropped(tmp_path: Path, channels: int) -> None:
 )
 def test_16_bits_are_refused(tmp_path: Path, colour_type: int, channels: int) -> None:
     path = tmp_path / "1.png"
-    path.write_bytes(png_of_16_bits(colour_type, channels))
+    path.write_bytes(png((b"\0" + b"\x12\x34" * 32 * channels) * 32, 16, colour_type))
     refused(path, "8-bit")
 
 
@@ -154,7 +169,7 @@ def test_what_is_not_the_files_fault_is_not_told_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     """Nobody should be told to remove a good image."""
-    path = save_image(tmp_path / "1.png", IMAGE)
+    path = save_image(tmp_path / "1.bmp", IMAGE)
 
     def fail(*_: object, **__: object) -> None:
         raise error
@@ -163,7 +178,69 @@ def test_what_is_not_the_files_fault_is_not_told_of_the_file(
     with pytest.raises(type(error)) as caught:
         decode(path)
     assert caught.value is error
-    assert decoding._decoded_or_why_not([path]) is error
+    assert decoding._decoded_or_why_not([str(path)]) is error
+
+
+# Quickly ----------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_png_is_opencvs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_image(tmp_path / "1.png", IMAGE)
+    monkeypatch.delattr(decoding, "decode")
+    np.testing.assert_array_equal(decode_fast(path), IMAGE)
+
+
+def test_without_opencv_pillow_reads_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setattr(decoding, "_opencv", decoding._opencv.__wrapped__)  # type: ignore[attr-defined]
+    assert decoding._opencv() is None
+    np.testing.assert_array_equal(accepted(save_image(tmp_path / "1.png", IMAGE)), IMAGE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(ROWS, before=chunk(b"gAMA", struct.pack(">I", 45455))),
+        png(ROWS, before=chunk(b"tRNS", struct.pack(">HHH", 1, 2, 3))),
+        png(ROWS, pieces=3),
+        png(ROWS) + b"more",
+        png(ROWS + b"\0" * 40),
+    ],
+    ids=["gamma", "transparent colour", "pixels in pieces", "bytes behind the end", "rows too many"],
+)
+def test_an_unusual_png_is_read_as_pillow_reads_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "1.png"
+    path.write_bytes(content)
+    np.testing.assert_array_equal(accepted(path), IMAGE)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [ROWS[:-1], b"\5" + ROWS[1:], b"\xff" + ROWS[1:], b""],
+    ids=["a byte too few", "a row of an unknown filter", "another", "none"],
+)
+def test_rows_that_are_no_image_are_refused(tmp_path: Path, rows: bytes) -> None:
+    """Their checksums are right."""
+    path = tmp_path / "1.png"
+    path.write_bytes(png(rows))
+    refused(path, "not a readable image")
+
+
+def test_opencv_is_shown_no_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would print what it found."""
+
+    def unexpected(content: object) -> None:
+        pytest.fail("shown to OpenCV")
+
+    monkeypatch.setattr(decoding, "_opencv", lambda: unexpected)
+    monkeypatch.setattr(decoding, "decode", lambda path: IMAGE)
+    path, whole = tmp_path / "1.png", png(ROWS)
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        decode_fast(path)
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        decode_fast(path)
 
 
 # Many -------------------------------------------------------------------------------------------------------
@@ -177,21 +254,21 @@ def files(tmp_path: Path) -> list[Path]:
 class RecordingWorker:
     """In place of a process: decodes when it is asked for the result."""
 
-    handed: list[Sequence[Path]] = []  # to all of them
+    handed: list[Sequence[str]] = []  # to all of them
 
     def __init__(self) -> None:
-        self.waiting: list[Sequence[Path]] = []
+        self.waiting: list[Sequence[str]] = []
 
-    def send(self, chunk: Sequence[Path]) -> None:
+    def send(self, chunk: Sequence[str]) -> None:
         self.handed.append(chunk)
         self.waiting.append(chunk)
 
-    def recv(self) -> Pixels:
-        return decoding.decode_many(self.waiting.pop(0))
+    def recv(self) -> Pixels | Exception:
+        return decoding._decoded_or_why_not(self.waiting.pop(0))
 
 
 @pytest.fixture
-def handed(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Path]]:
+def handed(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
     """The chunks that two workers were handed."""
     monkeypatch.setattr(decoding, "_worker", lambda: nullcontext(RecordingWorker()))
     monkeypatch.setattr(decoding, "allowed_cores", lambda: 2)
@@ -260,7 +337,7 @@ def test_a_stream_left_early_leaves_no_process(files: list[Path], monkeypatch: p
 
 @pytest.mark.parametrize("size", [1, 2, 6])
 def test_a_streams_chunks_come_in_order_for_any_size(
-    files: list[Path], handed: list[Sequence[Path]], size: int
+    files: list[Path], handed: list[Sequence[str]], size: int
 ) -> None:
     chunks = list(decode_stream(files, size))
     assert [len(chunk) for chunk in chunks] == [size] * (7 // size) + [7 % size] * (7 % size > 0)
@@ -268,7 +345,7 @@ def test_a_streams_chunks_come_in_order_for_any_size(
 
 
 def test_a_stream_decodes_a_chunk_ahead_for_each_core_and_no_more(
-    files: list[Path], handed: list[Sequence[Path]]
+    files: list[Path], handed: list[Sequence[str]]
 ) -> None:
     stream = decode_stream(files * 10, 1)
     for taken in range(1, 60):
@@ -278,7 +355,7 @@ def test_a_stream_decodes_a_chunk_ahead_for_each_core_and_no_more(
     assert len(handed) == 61
 
 
-def test_one_chunk_starts_no_processes(files: list[Path], handed: list[Sequence[Path]]) -> None:
+def test_one_chunk_starts_no_processes(files: list[Path], handed: list[Sequence[str]]) -> None:
     (chunk,) = decode_stream(files, 7)
     assert len(chunk) == 7
     assert handed == []
