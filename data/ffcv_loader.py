@@ -13,13 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import ffcv.loader.loader
 import numba
 import numpy as np
 import torch
 from ffcv.fields import IntField, RGBImageField
+from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+from ffcv.libffcv import memcpy
 from ffcv.loader import Loader as FFCVReader
 from ffcv.loader.epoch_iterator import EpochIterator
 from ffcv.memory_allocator import MemoryAllocator
+from ffcv.memory_managers import OSCacheManager
 from ffcv.pipeline.compiler import Compiler
 from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
 from ffcv.writer import DatasetWriter
@@ -45,12 +49,14 @@ class FFCVLoader:
     def __init__(self, prepared: Prepared, device: torch.device, workers: int):
         self.device = device
         _leave_torch_threads_alone()
+        ffcv.loader.loader.OSCacheManager = _OneSizeReads  # type: ignore[attr-defined]
         self.reader = FFCVReader(
             str(whole_beton(prepared)),
             batch_size=1,  # read() sets the size and the order of each pass
             num_workers=min(workers, allowed_cores()),
+            os_cache=True,
             pipelines={
-                "image": [ToTensor(), ToTorchImage(channels_last=True)],
+                "image": [_RawDecoder(), ToTensor(), ToTorchImage(channels_last=True)],
                 "label": [ToTensor(), Squeeze(1)],  # Squeeze() would make a batch of one a scalar
             },
         )
@@ -90,6 +96,37 @@ def _leave_torch_threads_alone() -> None:
         numba.set_num_threads(count)
 
     Compiler.set_num_threads = classmethod(set_num_threads)
+
+
+class _OneSizeReads(OSCacheManager):
+    """FFCV's reads of samples, without a search for their sizes if all are of one: numba compiles them sooner."""
+
+    def compile_reader(self) -> Any:
+        sizes = np.unique(self.sizes)
+        if len(sizes) != 1:
+            return super().compile_reader()
+        size = sizes[0]
+
+        def read(address, mem_state):  # type: ignore[no-untyped-def]
+            return mem_state[0][address : address + size]
+
+        return Compiler.compile(read, numba.uint8[::1](numba.uint64, self.state_type))
+
+
+class _RawDecoder(SimpleRGBImageDecoder):
+    """FFCV's decoder, for images that are all raw: without JPEG's, numba compiles it sooner."""
+
+    def generate_code(self) -> Any:
+        read, copy, threads_range = self.memory_read, Compiler.compile(memcpy), Compiler.get_iterator()
+
+        def decode(batch_indices, destination, metadata, storage_state):  # type: ignore[no-untyped-def]
+            for place in threads_range(len(batch_indices)):
+                image = metadata[batch_indices[place]]
+                copy(read(image["data_ptr"], storage_state), destination[place])
+            return destination[: len(batch_indices)]
+
+        decode.is_parallel = True  # type: ignore[attr-defined]
+        return decode
 
 
 class _Pass(EpochIterator):

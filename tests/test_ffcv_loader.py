@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import shared_memory
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +21,8 @@ from torch import Tensor
 _threads = torch.get_num_threads()
 pytest.importorskip("ffcv")
 torch.set_num_threads(_threads)  # importing ffcv sets it to 1, for every test of the session
+
+from ffcv.memory_managers import OSCacheManager  # noqa: E402
 
 from data import ffcv_loader  # noqa: E402
 from data.ffcv_loader import FFCVLoader, whole_beton  # noqa: E402
@@ -112,6 +115,26 @@ def test_both_loaders_give_the_same_batches(loader: FFCVLoader, prepared: Prepar
     found = read(loader, batches)
     assert_equal(found, list(ResidentLoader(prepared, CPU).read(batches)))
     assert torch.equal(torch.cat([batch.ids for batch in found]), torch.cat(batches))
+
+
+def test_one_worker_gives_the_same_batches(prepared: Prepared) -> None:
+    batches = list(shuffled(101).split(20))
+    one = FFCVLoader(prepared, CPU, workers=1)
+    assert_equal(read(one, batches), list(ResidentLoader(prepared, CPU).read(batches)))
+
+
+@pytest.mark.parametrize("sizes", [[7, 7, 7], [7, 2, 9]], ids=["of one size", "of several sizes"])
+def test_samples_are_read_as_ffcv_reads_them(sizes: list[int]) -> None:
+    starts = [40, 10, 60]  # in the file; samples need not lie there in their order
+    table = np.zeros(3, dtype=[("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+    table["ptr"], table["size"] = starts, sizes
+    reader = SimpleNamespace(alloc_table=table, page_size=1 << 21)
+    content = np.arange(80, dtype=np.uint8)
+    for manager in (ffcv_loader._OneSizeReads(reader), OSCacheManager(reader)):
+        function = manager.compile_reader()
+        for start, size in zip(starts, sizes, strict=True):
+            found = function(np.uint64(start), (content, manager.ptrs, manager.sizes))
+            assert found.tolist() == list(range(start, start + size))
 
 
 def test_no_image_comes_twice_where_the_batches_do_not_divide(loader: FFCVLoader, prepared: Prepared) -> None:
