@@ -166,11 +166,12 @@ def _write_arrays(contents: Contents, folder: Path) -> None:
     bar = tqdm(total=len(labels), desc="decoding", unit="image", disable=None)
     with written_atomically(folder / "images.npy") as temporary, open(temporary, "wb") as file, bar:
         np.lib.format.write_array_header_1_0(file, header)
-        for split in (contents.train, contents.test):
-            chunks = decode_stream(split.images, 1000) if isinstance(split.images, list) else [split.images]
-            for chunk in chunks:
-                file.write(np.ascontiguousarray(chunk).data)
-                bar.update(len(chunk))
+        parts = (contents.train.images, contents.test.images)
+        paths = [path for part in parts if isinstance(part, list) for path in part]
+        # one stream for both, since its processes take a second to start
+        for chunk in decode_stream(paths, 1000) if paths else parts:
+            file.write(np.ascontiguousarray(chunk).data)
+            bar.update(len(chunk))
 
 
 def _statistics(contents: Contents, folder: Path) -> tuple[list[float], list[float]]:
