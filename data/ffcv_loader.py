@@ -49,12 +49,12 @@ class FFCVLoader:
     def __init__(self, prepared: Prepared, device: torch.device, workers: int):
         self.device = device
         _leave_torch_threads_alone()
+        # FFCV's readers choose it themselves; those of other data read with it as before.
         ffcv.loader.loader.OSCacheManager = _OneSizeReads  # type: ignore[attr-defined]
         self.reader = FFCVReader(
             str(whole_beton(prepared)),
             batch_size=1,  # read() sets the size and the order of each pass
             num_workers=min(workers, allowed_cores()),
-            os_cache=True,
             pipelines={
                 "image": [_RawDecoder(), ToTensor(), ToTorchImage(channels_last=True)],
                 "label": [ToTensor(), Squeeze(1)],  # Squeeze() would make a batch of one a scalar

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import psutil
@@ -18,7 +19,7 @@ import pytest
 from PIL import Image
 
 from data import decode as decoding
-from data.decode import decode, decode_fast, decode_stream
+from data.decode import decode, decode_fast, decode_stream, is_plain_png
 from data.errors import InputError
 from tests.conftest import ROOT
 from tests.images import Pixels, random_images, save_image
@@ -185,15 +186,32 @@ def test_what_is_not_the_files_fault_is_not_told_of_the_file(
 
 
 def test_a_plain_png_is_opencvs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cv2")
     path = save_image(tmp_path / "1.png", IMAGE)
     monkeypatch.delattr(decoding, "decode")
     np.testing.assert_array_equal(decode_fast(path), IMAGE)
 
 
-def test_without_opencv_pillow_reads_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.setattr(decoding, "_opencv", decoding._opencv.__wrapped__)  # type: ignore[attr-defined]
+class BrokenModule(ModuleType):
+    def __getattr__(self, name: str) -> None:
+        raise RuntimeError(name)
+
+
+@pytest.mark.parametrize("module", [None, ModuleType("cv2"), BrokenModule("cv2")], ids=["none", "old", "broken"])
+def test_without_opencv_pillow_reads_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType | None
+) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", module)
+    monkeypatch.setattr(decoding, "_opencv", decoding._opencv.__wrapped__)
     assert decoding._opencv() is None
+    np.testing.assert_array_equal(accepted(save_image(tmp_path / "1.png", IMAGE)), IMAGE)
+
+
+def test_where_opencv_fails_pillow_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(content: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(decoding, "_opencv", lambda: fail)
     np.testing.assert_array_equal(accepted(save_image(tmp_path / "1.png", IMAGE)), IMAGE)
 
 
@@ -226,21 +244,29 @@ def test_rows_that_are_no_image_are_refused(tmp_path: Path, rows: bytes) -> None
     refused(path, "not a readable image")
 
 
-def test_opencv_is_shown_no_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It would print what it found."""
-
-    def unexpected(content: object) -> None:
-        pytest.fail("shown to OpenCV")
-
-    monkeypatch.setattr(decoding, "_opencv", lambda: unexpected)
-    monkeypatch.setattr(decoding, "decode", lambda path: IMAGE)
-    path, whole = tmp_path / "1.png", png(ROWS)
+def test_a_file_that_is_damaged_anywhere_is_no_plain_png() -> None:
+    whole = png(ROWS)
+    assert is_plain_png(whole)
     for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        decode_fast(path)
-    for length in range(len(whole)):
-        path.write_bytes(whole[:length])
-        decode_fast(path)
+        assert not is_plain_png(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        assert not is_plain_png(whole[:place])
+
+
+def test_what_is_no_plain_png_is_not_opencvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "_opencv", lambda: lambda content: pytest.fail("shown to OpenCV"))
+    path = tmp_path / "1.png"
+    for content in (png(ROWS, pieces=2), png(ROWS) + b"more", png(ROWS, before=chunk(b"gAMA", b"\0\0\0\1"))):
+        path.write_bytes(content)
+        np.testing.assert_array_equal(decode_fast(path), IMAGE)
+
+
+def test_decoding_processes_print_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """libpng, in OpenCV, would print that there are rows too many."""
+    paths = [tmp_path / f"{number}.png" for number in range(2)]
+    for path in paths:
+        path.write_bytes(png(ROWS + b"\0" * 40))
+    assert len(list(decode_stream(paths, 1))) == 2
+    assert capfd.readouterr() == ("", "")
 
 
 # Many -------------------------------------------------------------------------------------------------------

@@ -89,11 +89,12 @@ def test_ids_are_the_places_of_the_training_and_then_the_test_images(animals: Pa
 
 
 def test_images_that_do_not_fill_a_chunk_are_all_there(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many chunks of decoded images, without a file for each."""
-    images = random_images(23)
+    """Many chunks of decoded images, without a file for each; in one stream, whose processes start once."""
+    images, asked = random_images(23), []
 
     def three_at_a_time(paths: Sequence[Path], size: int) -> Iterator[Pixels]:
         numbers = np.array([int(path.name) for path in paths])
+        asked.append(len(numbers))
         return (images[numbers[start : start + 3]] for start in range(0, len(numbers), 3))
 
     monkeypatch.setattr(preparing, "decode_stream", three_at_a_time)
@@ -102,6 +103,7 @@ def test_images_that_do_not_fill_a_chunk_are_all_there(cache: Path, monkeypatch:
         Split([Path(str(number)) for number in range(16, 23)], np.ones(7, np.int64)),
     )
     np.testing.assert_array_equal(prepare(source, cache).images, images)
+    assert asked == [23]
 
 
 def test_other_images_mean_and_deviation_are_numpys_over_the_training_pixels(cache: Path) -> None:
