@@ -24,10 +24,6 @@ from data.spec import IMAGE_SIZE
 _MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
 # By content, not by name: for EPS, say, Pillow would start another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
-# All of a PNG before its pixels, if it is 8-bit RGB and says nothing else; and its end.
-_HEADER = struct.pack(">4sIIBBBBB", b"IHDR", IMAGE_SIZE, IMAGE_SIZE, 8, 2, 0, 0, 0)
-_PNG_START = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + _HEADER + struct.pack(">I", zlib.crc32(_HEADER))
-_PNG_END = struct.pack(">I4sI", 0, b"IEND", zlib.crc32(b"IEND"))
 _NOT_THE_FILES_FAULT = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, getattr(errno, "ESTALE", errno.EIO)}
 
 
@@ -98,11 +94,20 @@ def _opencv() -> Callable[..., Any] | None:
     return partial(imdecode, flags=IMREAD_COLOR_RGB)
 
 
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+# All of a PNG before its pixels, if it is 8-bit RGB and says nothing else; and its end.
+_PNG_HEADER = struct.pack(">IIBBBBB", IMAGE_SIZE, IMAGE_SIZE, 8, 2, 0, 0, 0)
+_PNG_START = b"\x89PNG\r\n\x1a\n" + _png_chunk(b"IHDR", _PNG_HEADER)
+_PNG_END = _png_chunk(b"IEND", b"")
+
+
 def is_plain_png(content: bytes) -> bool:
     """Whether it is a PNG of 8-bit RGB, 32x32, with its pixels in one chunk and no others, and right checksums."""
-    pixels = content[len(_PNG_START) + 4 : -len(_PNG_END) - 4]
-    size, checksum = struct.pack(">i", len(pixels) - 4), struct.pack(">I", zlib.crc32(pixels))
-    return pixels.startswith(b"IDAT") and content == _PNG_START + size + pixels + checksum + _PNG_END
+    pixels = content[len(_PNG_START) + 8 : -len(_PNG_END) - 4]
+    return content == _PNG_START + _png_chunk(b"IDAT", pixels) + _PNG_END
 
 
 def decode_stream(paths: Sequence[Path], size: int) -> Iterator[npt.NDArray[np.uint8]]:

@@ -167,9 +167,9 @@ def _write_arrays(contents: Contents, folder: Path) -> None:
     with written_atomically(folder / "images.npy") as temporary, open(temporary, "wb") as file, bar:
         np.lib.format.write_array_header_1_0(file, header)
         parts = (contents.train.images, contents.test.images)
-        paths = [path for part in parts for path in part] if all(isinstance(part, list) for part in parts) else []
+        as_files = all(isinstance(part, list) for part in parts)
         # one stream for both, since its processes take a second to start
-        for chunk in decode_stream(paths, 1000) if paths else parts:
+        for chunk in decode_stream([path for part in parts for path in part], 1000) if as_files else parts:
             file.write(np.ascontiguousarray(chunk).data)
             bar.update(len(chunk))
 
