@@ -57,7 +57,7 @@ def check_against_sample(folder: Path, ids: list[int]) -> set[str]:
     return set()
 
 
-def predict(run: Path, paths: list[Path], tta: str, known: set[str]) -> list[str]:
+def predict(run: Path, paths: list[str], tta: str, known: set[str]) -> list[str]:
     """The class names predicted for image files, in their order. Only a few batches are in memory at a time.
 
     Raises:

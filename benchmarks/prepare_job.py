@@ -10,30 +10,26 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from data.listing import numbered_images
-from data.prepared import Prepared, prepare
-from data.sources import find_source
-
-
-def open_prepared(folder: Path, cache_dir: Path) -> Prepared:
-    return prepare(find_source("cifar10", folder), cache_dir)
+# Imports are in the jobs, as train.py's are: the processes that decode import this file, too.
 
 
 def to_cache(folder: Path, cache_dir: Path) -> float:
+    from data.prepared import prepare
+    from data.sources import find_source
+
     shutil.rmtree(cache_dir, ignore_errors=True)
     started = time.perf_counter()
-    open_prepared(folder, cache_dir)
+    prepare(find_source("cifar10", folder), cache_dir)
     return time.perf_counter() - started
 
 
 def to_beton(folder: Path, cache_dir: Path) -> float:
     """The .beton beside a cache that is in place."""
     from data.ffcv_loader import whole_beton
+    from data.prepared import prepare
+    from data.sources import find_source
 
-    prepared = open_prepared(folder, cache_dir)
+    prepared = prepare(find_source("cifar10", folder), cache_dir)
     (prepared.folder / "images.beton").unlink(missing_ok=True)
     started = time.perf_counter()
     whole_beton(prepared)
@@ -42,6 +38,11 @@ def to_beton(folder: Path, cache_dir: Path) -> float:
 
 def pil_loop(folder: Path, cache_dir: Path) -> float:
     """One core, one loop, one array; listed and saved as in the cache, without checks and digests."""
+    import numpy as np
+    from PIL import Image
+
+    from data.listing import numbered_images
+
     started = time.perf_counter()
     paths = numbered_images(folder / "train").values()
     images = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])

@@ -34,7 +34,7 @@ def allowed_cores() -> int:
     return os.cpu_count() or 1
 
 
-def decode(path: Path | str) -> npt.NDArray[np.uint8]:
+def decode(path: str | Path) -> npt.NDArray[np.uint8]:
     """One image file as uint8 (32, 32, 3), RGB.
 
     Greyscale, palette and RGBA are converted (alpha is dropped); 16-bit, CMYK, animated images and those of
@@ -56,7 +56,7 @@ def decode(path: Path | str) -> npt.NDArray[np.uint8]:
         raise InputError(f"{path}: not a readable image ({reason}); replace or remove it") from error
 
 
-def _pixels(path: Path | str) -> npt.NDArray[np.uint8]:
+def _pixels(path: str | Path) -> npt.NDArray[np.uint8]:
     with Image.open(path, formats=_FORMATS) as image:
         raw_modes = {str(tile[3]) for tile in image.tile}  # RGB;16B and such where Pillow would drop bits
         if image.mode not in _MODES or any(";16" in mode for mode in raw_modes):
@@ -70,7 +70,7 @@ def _pixels(path: Path | str) -> npt.NDArray[np.uint8]:
         return np.asarray(image.convert("RGB"))
 
 
-def decode_fast(path: Path | str) -> npt.NDArray[np.uint8]:
+def decode_fast(path: str | Path) -> npt.NDArray[np.uint8]:
     """What `decode` gives, but PNG files as Kaggle's are by OpenCV, in less than half of the time."""
     decode_png = _opencv()
     if decode_png is None:
@@ -110,21 +110,20 @@ def is_plain_png(content: bytes) -> bool:
     return content == _PNG_START + _png_chunk(b"IDAT", pixels) + _PNG_END
 
 
-def decode_stream(paths: Sequence[Path], size: int) -> Iterator[npt.NDArray[np.uint8]]:
+def decode_stream(paths: Sequence[str | Path], size: int) -> Iterator[npt.NDArray[np.uint8]]:
     """The images of `paths` in order, `size` at a time: uint8 (size, 32, 32, 3), the last one shorter.
 
     One chunk for each core is decoded ahead, so that memory stays bounded for any number of images.
     """
-    names = [str(path) for path in paths]  # quicker to send than paths
-    chunks = [names[start : start + size] for start in range(0, len(names), size)]
+    chunks = [paths[start : start + size] for start in range(0, len(paths), size)]
     if len(chunks) <= 1:  # not worth starting processes, nor importing OpenCV
         for chunk in chunks:
-            yield np.stack([decode(name) for name in chunk])
+            yield np.stack([decode(path) for path in chunk])
         return
     count = min(allowed_cores(), len(chunks))
     with ExitStack() as stack:
         workers = [stack.enter_context(_worker()) for _ in range(count)]
-        stack.enter_context(_killed_worker_told(paths[0]))
+        stack.enter_context(_killed_worker_told(os.path.dirname(paths[0])))
         for worker, chunk in zip(workers, chunks, strict=False):
             worker.send(chunk)
         for number in range(len(chunks)):
@@ -167,7 +166,7 @@ def _serve(connection: Any, parent: int) -> None:
             connection.send(_decoded_or_why_not(connection.recv()))
 
 
-def _decoded_or_why_not(paths: Sequence[str]) -> npt.NDArray[np.uint8] | Exception:
+def _decoded_or_why_not(paths: Sequence[str | Path]) -> npt.NDArray[np.uint8] | Exception:
     try:
         return np.stack([decode_fast(path) for path in paths])
     except (InputError, OSError, MemoryError) as error:
@@ -175,9 +174,9 @@ def _decoded_or_why_not(paths: Sequence[str]) -> npt.NDArray[np.uint8] | Excepti
 
 
 @contextmanager
-def _killed_worker_told(path: Path) -> Iterator[None]:
+def _killed_worker_told(folder: str) -> Iterator[None]:
     try:
         yield
     except (EOFError, ConnectionError):
         reason = "a process that decodes images has ended; was it killed, for want of memory?"
-        raise OSError(errno.ECHILD, reason, str(path.parent)) from None
+        raise OSError(errno.ECHILD, reason, folder) from None

@@ -19,20 +19,21 @@ def natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
     return [(0, int(part)) if part.isascii() and part.isdigit() else (1, part) for part in parts], name
 
 
-def numbered_images(folder: Path) -> dict[int, Path]:
-    """The images of a folder whose names are numbers, in number order.
+def numbered_images(folder: Path) -> dict[int, str]:
+    """The paths of the images of a folder whose names are numbers, in number order.
 
     Raises:
         InputError: no images, or a name that is not a number, or one number twice.
     """
-    images: dict[int, Path] = {}
+    images: dict[int, str] = {}
     for entry in image_entries(folder):
-        path = Path(entry.path)
-        if not re.fullmatch("[0-9]{1,18}", path.stem):
-            raise InputError(f"{path}: the name is not a number; expected names such as 1{path.suffix}")
-        if int(path.stem) in images:
-            raise InputError(f"{path}: a second image with the number {int(path.stem)}; remove one of them")
-        images[int(path.stem)] = path
+        stem, suffix = os.path.splitext(entry.name)
+        if not re.fullmatch("[0-9]{1,18}", stem):
+            raise InputError(f"{entry.path}: the name is not a number; expected names such as 1{suffix}")
+        number = int(stem)
+        if number in images:
+            raise InputError(f"{entry.path}: a second image with the number {number}; remove one of them")
+        images[number] = entry.path
     if not images:
         raise InputError(
             f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)}) in this folder; add some, or give another"

@@ -31,7 +31,7 @@ from data.spec import SPECS, DatasetSpec
 class Split:
     """Images of one split, in id order: paths to decode, or pixels as uint8 (n, 32, 32, 3); labels int64 (n,)."""
 
-    images: list[Path] | npt.NDArray[np.uint8] = field(default_factory=list)
+    images: list[str] | npt.NDArray[np.uint8] = field(default_factory=list)
     labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
@@ -194,15 +194,15 @@ class ClassFolders:
         return Contents(classes, train, test, self.spec)
 
     def _split(self, root: Path, classes: tuple[str, ...]) -> Split:
-        split, labels = Split(), []
+        paths: list[str] = []
+        labels: list[int] = []
         for sub in _class_folders(root):
             if sub.name not in classes:
                 raise InputError(f"{sub}: unknown class {sub.name!r}; {_known(classes)}")
-            paths = sorted((Path(e.path) for e in image_entries(sub)), key=lambda p: natural_order(p.name))
-            split.images += paths  # type: ignore[operator]
-            labels += [classes.index(sub.name)] * len(paths)
-        split.labels = np.array(labels, dtype=np.int64)
-        return split
+            entries = sorted(image_entries(sub), key=lambda entry: natural_order(entry.name))
+            paths += [entry.path for entry in entries]
+            labels += [classes.index(sub.name)] * len(entries)
+        return Split(paths, np.array(labels, dtype=np.int64))
 
 
 def _class_folders(root: Path) -> list[Path]:
