@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.common import Contender, Row, base_config, interleave, make_parser, run
 from benchmarks.processes import run_command
+from resnet import STEMS
 from training.config import Config, as_flags
 from training.engine import open_prepared
 from training.hardware import choose_precision
@@ -42,14 +43,14 @@ def measure(processes: int, steps: int, validation: int, config: Config) -> dict
 def benchmark(arguments: Namespace) -> list[Row]:
     prepared = open_prepared(base_config(arguments))
     on_gpu = arguments.device == "cuda"
-    most = torch.cuda.device_count() if on_gpu else 2 if arguments.quick else 4
-    stem = "cifar" if on_gpu else "imagenet"  # the other takes seconds for a step of a CPU
+    most = torch.cuda.device_count() if on_gpu else 2 if arguments.quick or arguments.brief else 4
+    stem = arguments.stem or ("cifar" if on_gpu else "imagenet")  # that of 3x3 takes a CPU seconds for a step
     batch = 16 if arguments.quick else 512 if on_gpu else 128
     steps = 1 if arguments.quick else 100 if on_gpu else 8
     validation = min(len(prepared.labels), 10_000 if on_gpu else 1000)
     precision = choose_precision("auto", use_cpu=not on_gpu)  # the launcher's file has its own
     contenders = []
-    for fixed in ("global batch", "batch per process"):
+    for fixed in ("global batch",) if arguments.brief else ("global batch", "batch per process"):
         for processes in [count for count in (1, 2, 4) if count <= most]:
             size = batch if fixed == "global batch" else batch * processes
             if fixed != "global batch" and processes == 1:
@@ -61,7 +62,12 @@ def benchmark(arguments: Namespace) -> list[Row]:
 
 
 def main() -> None:
-    run("scaling", make_parser("scaling", __doc__), benchmark)
+    parser = make_parser("scaling", __doc__)
+    parser.add_argument("--stem", choices=STEMS, help="default: cifar on a GPU, imagenet on a CPU")
+    parser.add_argument(
+        "--brief", action="store_true", help="a fixed global batch, and on a CPU 1 and 2 processes"
+    )
+    run("scaling", parser, benchmark)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from data.augment import BatchTransform
 from data.errors import InputError
 from data.listing import numbered_images
 from data.prepared import Prepared, prepare
-from data.sources import Split
+from data.sources import Split, find_source
 from tests.conftest import ROOT
 from tests.images import PixelSource, prepared_pixels, random_images, save_image
 from training.config import Config, parse_config
@@ -361,12 +361,34 @@ def test_copied_images_are_files_of_their_own_in_kaggles_layout(tmp_path):
     assert len(list((tmp_path / "cache").glob("*/images.beton"))) == 1
     prepare_job.to_cache(tmp_path / "copies", tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*/images.beton"))  # built anew, though it was there
-    assert len(prepare_job.open_prepared(tmp_path / "copies", tmp_path / "cache").labels) == 7
+    assert len(prepare(find_source("cifar10", tmp_path / "copies"), tmp_path / "cache").labels) == 7
 
 
 def test_jobs_are_started_with_the_flags_of_their_config():
     config = Config(batch_size=64, stem="imagenet", split="none", deterministic=False, milestones=[1.5, 2.0])
     assert parse_config(scaling.flags(config)) == config
+
+
+ALL_OF_SCALING = [
+    ("global batch", 1, 128),
+    ("global batch", 2, 128),
+    ("global batch", 4, 128),
+    ("batch per process", 2, 256),
+    ("batch per process", 4, 512),
+]
+
+
+@pytest.mark.parametrize(
+    ("stem", "brief", "expected"), [(None, False, ALL_OF_SCALING), ("cifar", True, ALL_OF_SCALING[:2])]
+)
+def test_scaling_is_measured_at_a_fixed_batch_of_the_job_and_of_a_process(
+    stem, brief, expected, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(scaling, "interleave", lambda contenders, *_, **__: [each.case for each in contenders])
+    place = {"dataset": "shapes", "data_dir": "", "cache_dir": str(tmp_path)}
+    cases = scaling.benchmark(Namespace(device="cpu", quick=False, stem=stem, brief=brief, repeats=1, **place))
+    assert [(case["fixed"], case["processes"], case["global batch"]) for case in cases] == expected
+    assert {case["stem"] for case in cases} == {stem or "imagenet"}
 
 
 @pytest.fixture
