@@ -170,8 +170,7 @@ def plan_jobs(
     """
     jobs, study = [], STUDIES[study_name]
     for run, flags, config in runs_of(experiment, study_name, out, arguments, extra):
-        if study.validates:
-            require_validation(config)
+        require_split(config, study)
         finished = is_finished(run, config, ANY_WEIGHTS)
         # What has figures of the test set alone has test-time augmentation, too, beside the plain figure.
         tta = "none" if study.validates else "six"
@@ -218,6 +217,17 @@ def read_finished(
                 outcome.results.append(read_result(run))
     except InputError as error:
         outcome.reason = f"not chosen; {error}"
+
+
+def require_split(config: Config, study: Study) -> None:
+    """InputError for images that a study cannot be compared by."""
+    if study.validates:
+        require_validation(config)
+    elif config.split != "none":
+        raise InputError(
+            f"--split {config.split}: the recipes are trained on all images and tested once; to choose settings "
+            "by validation images: python -m training.search recipes/sweep-budgets.yaml"
+        )
 
 
 def evaluated_split(config: Config, study: Study) -> str:

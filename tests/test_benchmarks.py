@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
 from multiprocessing import get_start_method
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -352,7 +353,7 @@ def test_the_cost_of_determinism_is_compared_within_a_round():
 def test_copied_images_are_files_of_their_own_in_kaggles_layout(tmp_path):
     images = [save_image(tmp_path / f"{number}.png", image) for number, image in enumerate(random_images(3))]
     prepare_benchmark.copy_images(images, 7, tmp_path / "copies")
-    copies = list(numbered_images(tmp_path / "copies/train").values())
+    copies = [Path(path) for path in numbered_images(tmp_path / "copies/train").values()]
     assert [path.name for path in copies] == [f"{number}.png" for number in range(1, 8)]
     assert [path.read_bytes() for path in copies] == [images[number % 3].read_bytes() for number in range(7)]
     assert all(path.stat().st_nlink == 1 and not path.is_symlink() for path in copies)

@@ -18,7 +18,7 @@ from training.optim import lr_factor
 from training.stopping import StopRequest
 from training.studies import STUDIES
 
-RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if path.stem != "sweep")
+RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if not path.stem.startswith("sweep"))
 
 # recipe, network, stem, initial weights, ImageNet weights, lr, schedule, the study's validation accuracy
 CIFAR10_TABLE = [

@@ -306,6 +306,7 @@ def test_seeds_follow_that_of_the_recipe(cifar10, monkeypatch, tmp_path):
         (["all", "--", "--epochs", "5"], "--epochs after --"),
         (["all", "--", "--subset=0.1"], "--subset=0.1 after --"),
         (["all", "--", "--split", "none"], "--split none"),
+        (["recipes", "--", "--split", "stratified"], "tested once"),
     ],
 )
 def test_mistakes_are_one_line_before_anything_is_trained(flags, named, monkeypatch, capsys, tmp_path):

@@ -19,15 +19,18 @@ def sweep_of(space: dict, recipe: object = ROOT / "recipes/cifar100-study/v5.yam
     return yaml.safe_dump({"command": command, "parameters": space})
 
 
-def test_the_sweep_starts_train_py_through_accelerate_with_flags_that_exist():
-    content = yaml.safe_load(SWEEP.read_text())
+@pytest.mark.parametrize(("name", "dataset"), [("sweep", "cifar100"), ("sweep-budgets", "cifar10")])
+def test_a_sweep_starts_train_py_through_accelerate_with_flags_that_exist(name, dataset):
+    sweep = ROOT / f"recipes/{name}.yaml"
+    content = yaml.safe_load(sweep.read_text())
     launch = content["command"]
     assert launch[1:4] == ["accelerate", "launch", "train.py"]
-    fixed, space = search.read_sweep(SWEEP)
+    fixed, space = search.read_sweep(sweep)
     for number in range(5):
         settings = [f"--{name}={value}" for name, value in search.draw(space, 0, number).items()]  # W&B's ${args}
         config = parse_config([*fixed, *settings])
-        assert config.dataset == "cifar100"
+        jobs.require_validation(config)
+        assert config.dataset == dataset
     assert content["metric"] == {"name": "val/accuracy", "goal": "maximize"}
 
 
