@@ -1,7 +1,7 @@
 """Augmentation of whole batches on their device.
 
-Every choice is a hash of (seed, epoch, sample id), see data/keyed.py. torchvision's transforms draw from torch's global
-generator, and once for all images of a batch.
+Every choice is a hash of (seed, epoch, sample id), see data/keyed.py. torchvision's transforms draw from torch's
+global generator, and once for all images of a batch.
 """
 
 import math
