@@ -53,7 +53,11 @@ def make_parser() -> OneLineParser:
         default=Path("datasets"),
         help="has cifar10 and cifar100 in it (default: datasets), or has the images of the one study",
     )
-    parser.add_argument("--out", type=Path, help="folder of the runs and the report (default: runs/reproduce)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the runs and the report (default: runs/reproduce, and -EPOCHS_SCALE-SUBSET if shortened)",
+    )
     parser.add_argument("--only", default="", help="names of experiments, such as exp3,exp6")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each experiment (default: 1)")
     parser.add_argument("--weights", type=Path, help="resnet18-f37072fd.pth, for exp9 (default: downloaded)")
@@ -120,7 +124,7 @@ def reproduce(arguments: argparse.Namespace, extra: list[str]) -> int:
 def choose_experiments(study: str, only: str) -> list[Experiment]:
     """The experiments to run: all of the study, or of the group of studies, or those named in `only`."""
     known = {experiment.name: experiment for each in GROUPS[study] for experiment in STUDIES[each].experiments}
-    wanted = only.split(",") if only else list(known)
+    wanted = [name.strip() for name in only.split(",")] if only else list(known)
     for name in wanted:
         if name not in known:
             raise InputError(f"--only {name}: no such experiment; expected some of {', '.join(known)}")

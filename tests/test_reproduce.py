@@ -291,6 +291,11 @@ def test_seeds_follow_that_of_the_recipe(cifar10, monkeypatch, tmp_path):
     assert [parse_config(flags).seed for flags in started] == [42, 43, 44]
 
 
+def test_experiments_are_named_with_or_without_spaces_between():
+    for only in ("exp3,exp6", " exp3, exp6 "):
+        assert [experiment.name for experiment in reproduce.choose_experiments("all", only)] == ["exp3", "exp6"]
+
+
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
@@ -486,7 +491,9 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
 def test_a_finding_is_borne_out_only_by_all_of_its_pairs():
     finished = {"a": [result(0.5)], "b": [result(0.4)], "c": [result(0.6)]}
     assert verdict([("a", "b")], "validation accuracy", finished)[0] == "borne out"
-    assert verdict([("a", "b"), ("a", "c")], "validation accuracy", finished)[0] == "not borne out"
+    found, measured = verdict([("a", "b"), ("a", "c")], "validation accuracy", finished)
+    assert found == "not borne out"
+    assert measured.endswith(" (a over b borne out; a over c not borne out)")
     assert verdict([("a", "d")], "validation accuracy", finished) == ("not tested", "not run: d")
     assert verdict([("a", 0.45)], "validation accuracy", finished)[0] == "borne out"
     assert verdict([("a", 0.55)], "validation accuracy", finished)[0] == "not borne out"

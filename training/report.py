@@ -238,7 +238,9 @@ def verdict(
             "borne out" if difference > doubt else "not borne out" if difference < -doubt else "undecided"
         )
     worst = max(verdicts, key=["borne out", "undecided", "not borne out"].index)
-    return worst, f"{quantity}: " + ", ".join(f"{name} {_spread(found)}" for name, found in values.items())
+    numbers = ", ".join(f"{name} {_spread(found)}" for name, found in values.items())
+    each = [f"{first} over {second} {found}" for (first, second), found in zip(pairs, verdicts, strict=True)]
+    return worst, f"{quantity}: {numbers}" + (f" ({'; '.join(each)})" if len(set(verdicts)) > 1 else "")
 
 
 @dataclass(frozen=True)

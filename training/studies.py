@@ -121,6 +121,7 @@ CIFAR10_STUDY = Study(
             (("exp6", "exp3"), ("exp6", "exp4"), ("exp6", "exp5"), ("exp6", "exp7"), ("exp6", "exp8")),
         ),
         Finding("ImageNet weights give a better start.", (("exp9", "exp1"),), "accuracy after the first epoch"),
+        Finding("They start above the better stem, too.", (("exp9", "exp3"),), "accuracy after the first epoch"),
         Finding(
             "ImageNet weights make training converge faster.",
             (("exp9", "exp1"),),
@@ -163,11 +164,22 @@ CIFAR100_STUDY = Study(
             "training less validation accuracy, last epoch",
         ),
         Finding("The smaller learning rate helps.", (("v3", "v2"),)),
+        Finding("v4 beats v2 in a quarter of its epochs.", (("v4", "v2"),)),
+        Finding(
+            "v3, of the smaller learning rate, is unsteadier than v4.",
+            (("v3", "v4"),),
+            "deviation of the validation accuracy over the last fifth of the epochs",
+        ),
         Finding("ResNet-34 beats ResNet-18 trained alike.", (("resnet34", "v4"),)),
         Finding(
             "ResNet-34 is the unsteadier of the two best.",
             (("resnet34", "v5"),),
             "deviation of the validation accuracy over the last fifth of the epochs",
+        ),
+        Finding(
+            "Decay and L2 bring training and validation closer together.",
+            (("v4", "v5"),),
+            "training less validation accuracy, last epoch",
         ),
         Finding("Decay and L2 take ResNet-18 beyond 0.6.", (("v5", 0.6),)),
         Finding(
@@ -181,7 +193,12 @@ CIFAR100_STUDY = Study(
         "Validation figures here are the best epoch's, and test figures of its weights; the study reads its "
         "curves, and tests the last epoch's.",
         "Losses here are without the L2 term, which the study's include. Shifts are by whole pixels, where Keras "
-        "interpolates. The optimizer and batch size of all but the last version are not stated: Adam and 64 here.",
+        "interpolates. The optimizer and batch size of all but the last version are not stated: Adam and 64 here; "
+        "Adam's epsilon is PyTorch's 1e-8, where Keras has 1e-7.",
+        "v4 is the beginning of v2, to the bit with one seed: its best epoch cannot beat v2's. In the study they "
+        "differ, as it changed its augmentation from version to version and does not say how.",
+        "v5 has the learning rate of the study's code, 0.001, where its text has 0.01. VGG16, which the study "
+        "does not print, is torchvision's, with its dropout and initial weights.",
     ),
 )
 
