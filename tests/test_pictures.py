@@ -48,6 +48,18 @@ def test_images_stand_in_the_row_of_their_predicted_class_and_wrong_ones_are_fra
     assert tiles(picture, 2 if classes == 2 else 1) == expected
 
 
+@pytest.mark.parametrize(("count", "shown"), [(3, 3), (121, 121), (300, 190)])
+def test_of_many_classes_a_row_has_room_for_all_images_of_the_fullest(count, shown, tmp_path):
+    labels, ids = np.full(count, 1), np.arange(count) % 10
+    found = Predictions(ids, labels, labels, np.ones(count, dtype=np.float32), np.zeros(count, dtype=np.float32))
+    draw_predictions(GREY, found, [f"class {number}" for number in range(21)], "title", tmp_path / "p.png")
+    picture = np.asarray(Image.open(tmp_path / "p.png"))
+    side = 32 + 2 * FRAME + 2
+    row = picture[44 + (side + 6) + side // 2, 250 + side // 2 :: side, 0]  # through the middles of its images
+    assert np.isin(row, GREY[:, 0, 0, 0]).sum() == shown
+    assert picture.shape[1] == 250 + max(shown, 25) * side + 10
+
+
 def test_mistakes_are_sorted_by_their_loss(tmp_path):
     found = predictions([0, 0, 1, 0], [1, 0, 0, 1], loss=[1.0, 9.0, 3.0, 2.0])  # the second is right
     draw_mistakes(GREY, found, ["cat", "dog"], "title", tmp_path / "m.png")

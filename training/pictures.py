@@ -14,6 +14,7 @@ from training.evaluation import Predictions
 
 WRONG = (213, 94, 0)  # vermilion, told apart by the colour-blind
 BACKGROUND, TEXT, FAINT = (24, 24, 24), (255, 255, 255), (170, 170, 170)
+MOST_COLUMNS = 190  # of many classes: as wide as a row of the CIFAR-100 study's picture
 FRAME, INNER = 4, 1  # pixels around each image; and how many of them part it from the colour of its frame
 
 
@@ -48,7 +49,8 @@ def draw_predictions(
         images: uint8 (n, 32, 32, 3), the whole data set; `predictions.ids` points into it.
     """
     few = len(classes) <= 20
-    zoom, columns, lines = (2, 25, 2) if few else (1, 100, 1)
+    fullest = int(np.bincount(predictions.predicted).max())
+    zoom, columns, lines = (2, 25, 2) if few else (1, min(max(fullest, 25), MOST_COLUMNS), 1)
     step = zoom * IMAGE_SIZE + 2 * FRAME + 2
     band, margin, head = lines * step + 6, 250, 44
     picture = Image.new("RGB", (margin + columns * step + 10, head + band * len(classes)), BACKGROUND)
