@@ -17,7 +17,7 @@ import yaml
 
 from benchmarks.common import Row, by_seed, interleave, make_parser, mean_and_deviation, run
 from benchmarks.processes import python, run_command
-from training.config import ROOT, as_flags, parse_config
+from training.config import ROOT, Config, as_flags
 from training.report import read_epochs
 
 BASELINE = "without"
@@ -47,12 +47,10 @@ TTA = {"flip TTA": "flip", "six-view TTA": "six"}
 def recipe_flags(dataset: str) -> list[str]:
     """The techniques of the data set's recipe of 15 epochs, whose budget is the nearest to an ablation's."""
     name = "cifar100-budgets/c100-15.yaml" if dataset == "cifar100" else "cifar10-budgets/c10-15.yaml"
-    path = ROOT / "recipes" / name
-    recipe = parse_config(["--recipe", str(path)])
-    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    recipe = yaml.safe_load((ROOT / "recipes" / name).read_text(encoding="utf-8"))
     # A padding that the recipe leaves at its default, too: the run without techniques has another.
-    techniques = [*(name for name in given if name not in BUDGET and name != "crop_padding"), "crop_padding"]
-    return as_flags({name: getattr(recipe, name) for name in techniques})
+    recipe.setdefault("crop_padding", Config.crop_padding)
+    return as_flags({name: value for name, value in recipe.items() if name not in BUDGET})
 
 
 def train(flags: Sequence[object], folder: Path, seed: int) -> dict[str, float]:

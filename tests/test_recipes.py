@@ -97,8 +97,9 @@ def test_recipes_of_the_cifar100_study_are_its_table(row):
     if augmented:
         augmentation = {"crop_padding": shift, "crop_mode": "edge", "flip": "random"}
     training = {"optimizer": "adam", "lr": lr, "weight_decay": l2, "epochs": epochs, "batch_size": 64}
-    training |= {"schedule": "inverse-time", "decay": decay} if decay else {"schedule": "constant"}
-    network = {"model": model} if model == "vgg16" else {"model": model, "stem": "keras", "init": "glorot"}
+    training |= {"schedule": "inverse-time" if decay else "constant", "decay": decay}
+    stem, init = ("cifar", "default") if model == "vgg16" else ("keras", "glorot")
+    network = {"model": model, "stem": stem, "init": init}
     assert config == Config(recipe=config.recipe, **images, **augmentation, **training, **network, **NOTHING_ELSE)
     (experiment,) = (e for e in STUDIES["cifar100-study"].experiments if e.name == name)
     assert ((experiment.low, experiment.high), experiment.on_test) == (figure, on_test)
