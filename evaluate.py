@@ -1,7 +1,7 @@
 """Evaluate a run on one device: `python evaluate.py runs/NAME`.
 
 Prints a table, and writes evaluation.json, confusion.png, predictions.png and mistakes.png beside the weights,
-replacing those of a former evaluation.
+replacing those of a former evaluation; and curves.png, of the epochs that the run has trained so far.
 """
 
 import argparse

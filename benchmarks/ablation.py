@@ -18,7 +18,7 @@ import yaml
 from benchmarks.common import Row, by_seed, interleave, make_parser, mean_and_deviation, run
 from benchmarks.processes import python, run_command
 from training.config import ROOT, Config, as_flags
-from training.report import read_epochs
+from training.tracking import read_epochs
 
 BASELINE = "without"
 TECHNIQUES: dict[str, list[str]] = {

@@ -28,6 +28,9 @@ INITS = ("default", "pytorch", "kaiming", "glorot")
 RESNET18_BLOCKS = (2, 2, 2, 2)
 RESNET34_BLOCKS = (3, 4, 6, 3)
 
+WIDTHS = (64, 128, 256, 512)
+"""Channels of each of the four layers; the stem has as many as the first."""
+
 
 class SameConv2d(nn.Conv2d):
     """3x3 convolution with stride 2 and padding 'same' as TensorFlow defines it.
@@ -93,15 +96,16 @@ class ResNet(nn.Module):
     def __init__(self, blocks: tuple[int, int, int, int], num_classes: int, stem: str, init: str) -> None:
         super().__init__()
         keras = stem == "keras"
-        self.conv1, self.maxpool = stem_layers(stem)
-        self.bn1 = batch_norm(64, keras)
+        first, second, third, last = WIDTHS
+        self.conv1, self.maxpool = stem_layers(stem, first)
+        self.bn1 = batch_norm(first, keras)
         self.relu = nn.ReLU(inplace=True)
-        self.layer1 = layer(64, 64, blocks[0], 1, keras)
-        self.layer2 = layer(64, 128, blocks[1], 2, keras)
-        self.layer3 = layer(128, 256, blocks[2], 2, keras)
-        self.layer4 = layer(256, 512, blocks[3], 2, keras)
+        self.layer1 = layer(first, first, blocks[0], 1, keras)
+        self.layer2 = layer(first, second, blocks[1], 2, keras)
+        self.layer3 = layer(second, third, blocks[2], 2, keras)
+        self.layer4 = layer(third, last, blocks[3], 2, keras)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512, num_classes)
+        self.fc = nn.Linear(last, num_classes)
         initialise(self, init)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,18 +115,18 @@ class ResNet(nn.Module):
         return logits
 
 
-def stem_layers(stem: str) -> tuple[nn.Conv2d, nn.Module]:
-    """The first convolution, 3 -> 64 channels, and the pooling that follows its BatchNorm and ReLU."""
+def stem_layers(stem: str, channels: int) -> tuple[nn.Conv2d, nn.Module]:
+    """The first convolution, 3 -> `channels`, and the pooling that follows its BatchNorm and ReLU."""
     if stem == "imagenet":
-        return nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.MaxPool2d(3, stride=2, padding=1)
+        return nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False), nn.MaxPool2d(3, stride=2, padding=1)
     if stem == "cifar":
-        return nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+        return nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.Identity()
     if stem == "cifar-pool":
-        return nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.MaxPool2d(3, stride=2, padding=1)
+        return nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.MaxPool2d(3, stride=2, padding=1)
     if stem == "keras":
         # 'same' adds a row at the bottom and a column at the right; -inf, as padding never wins a maximum.
         pool = nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), float("-inf")), nn.MaxPool2d(2, stride=1))
-        return nn.Conv2d(3, 64, 3), pool
+        return nn.Conv2d(3, channels, 3), pool
     raise ValueError(f"stem {stem!r} is unknown: allowed are {', '.join(STEMS)}")
 
 

@@ -15,13 +15,23 @@ import torch
 import wandb
 from accelerate import PartialState
 from accelerate.state import AcceleratorState, GradientState
+from filelock import FileLock
 
+import resnet.resnet
+from tests.narrow.sitecustomize import NARROW
 from training.stopping import SIGNALS
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--dataset", "folder", "--stem", "imagenet", "--epochs", "2", "--batch-size", "12", "--lr", "0.02"]
 TINY += ["--loader", "resident", "--precision", "no", "--tracker", "none", "--schedule", "triangle"]
 """Flags of a run of seconds on `images`."""
+
+# For the processes that tests start. Those of pytest-xdist begin with what is set here.
+NARROW_FOLDER = str(ROOT / "tests" / "narrow")
+PATHS = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", NARROW_FOLDER)]
+PATHS = list(dict.fromkeys([str(ROOT), *PATHS]))
+os.environ["PYTHONPATH"] = os.pathsep.join([NARROW_FOLDER, *PATHS])
+resnet.resnet.WIDTHS = NARROW
 
 
 def command(*arguments: object, processes: int = 0, launch: Sequence[object] = ()) -> list[str]:
@@ -64,26 +74,51 @@ def run_script(*arguments: object, processes: int = 0) -> "subprocess.CompletedP
     )
 
 
+@pytest.fixture
+def full_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of the networks themselves: here and in the processes that are started, of the width they have."""
+    monkeypatch.setattr(resnet.resnet, "WIDTHS", (64, 128, 256, 512))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(PATHS))
+
+
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder of a name, which it gives to a function to fill, once for all of pytest-xdist's processes."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder, filled = shared / name, shared / f"{name}.filled"
+        with FileLock(shared / f"{name}.lock"):
+            if not filled.exists():
+                fill(folder)
+                filled.touch()
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def images(made_once: Callable[..., Path]) -> Path:
     """The drawn shapes, few, in Kaggle's layout: 160 training and 41 test images, with test labels."""
     from data.shapes import write_kaggle
 
-    folder = tmp_path_factory.mktemp("images") / "shapes"
-    write_kaggle(folder, seed=0, train_count=160, test_count=41)
-    return folder
+    return made_once("shapes", lambda folder: write_kaggle(folder, seed=0, train_count=160, test_count=41))
 
 
 @pytest.fixture(scope="session")
-def train_tiny(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def train_tiny(images: Path, made_once: Callable[..., Path]) -> Callable[..., Path]:
     """Train on `images` through train.py; returns the run's folder."""
-    runs, cache = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("cache")
 
     def train(name: str, *flags: object, processes: int = 0) -> Path:
-        where = ["--data-dir", images, "--runs-dir", runs, "--cache-dir", cache, "--name", name]
-        done = run_script("train.py", *TINY, *where, *flags, processes=processes)
-        assert done.returncode == 0, done.stderr
-        return runs / name
+        def run(folder: Path) -> None:
+            where = ["--data-dir", images, "--cache-dir", images.with_name("cache")]
+            where += ["--runs-dir", folder.parent, "--name", name]
+            done = run_script("train.py", *TINY, *where, *flags, processes=processes)
+            assert done.returncode == 0, done.stderr
+
+        return made_once(name, run)
 
     return train
 

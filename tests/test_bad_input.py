@@ -534,6 +534,8 @@ EVALUATIONS = [
         r"other\.safetensors: not a weights file of train\.py, or damaged"),
     bad("evaluate: weights of another version", recorded_weights(["cat", "dog"], rate=3),
         "evaluate.py {here}/other.safetensors", r"other\.safetensors: recorded by another version"),
+    bad("evaluate: damaged metrics", file("runs/tiny/metrics.jsonl", b'{"kind": "epoch", \n'), EVALUATE,
+        r"runs/tiny/metrics\.jsonl: damaged; .*mends it", r"runs/tiny/(evaluation\.json|\w+\.png)"),
     bad("evaluate: a bad image", truncated, EVALUATE + " --data-dir {here}/images",
         r"train/5\.png: not a readable image .*; replace or remove it"),
 ]

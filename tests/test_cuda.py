@@ -13,7 +13,10 @@ from training.config import as_flags
 from training.graphs import capture_passes
 from training.sam import SAM
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.usefixtures("full_width"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])

@@ -2,7 +2,6 @@
 
 import errno
 import multiprocessing
-import os
 import re
 import struct
 import subprocess
@@ -21,7 +20,6 @@ from PIL import Image
 from data import decode as decoding
 from data.decode import decode, decode_fast, decode_stream, is_plain_png
 from data.errors import InputError
-from tests.conftest import ROOT
 from tests.images import Pixels, random_images, save_image
 from tests.jobs import nobodys_shared_memory, shared_memory_of
 
@@ -344,8 +342,7 @@ def test_a_killed_process_leaves_no_decoding_process(files: list[Path], tmp_path
     script = tmp_path / "script.py"
     script.write_text(ORPHANING)
     job = [sys.executable, str(script), *map(str, files)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(job, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(job, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         workers = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
         assert len(workers) == 2

@@ -1,8 +1,11 @@
 """evaluate.py and submit.py on a finished run."""
 
+import importlib
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -22,6 +25,23 @@ def run(tiny_run, tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def call(process_as_it_was, monkeypatch, capsys):
+    """Runs a script as `run_script` does, but in this process: most of a second process' time are its imports."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            importlib.import_module(script.removesuffix(".py")).main()
+        except SystemExit as ended:
+            code = ended.code
+        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
+
+    return run
+
+
 def test_evaluation_of_the_test_set(run, images):
     done = run_script("evaluate.py", run)
     assert (done.returncode, done.stderr) == (0, "")  # no progress bar where there is no terminal
@@ -38,32 +58,40 @@ def test_evaluation_of_the_test_set(run, images):
     assert report["device"]
 
 
-def test_the_decoded_images_may_be_kept_elsewhere_than_the_run_kept_them(run, tmp_path):
-    assert run_script("evaluate.py", run, "--cache-dir", tmp_path / "elsewhere").returncode == 0
+def test_the_curves_of_a_run_that_has_not_ended_are_drawn_with_its_evaluation(call, run, tiny_run):
+    epochs = [line for line in (tiny_run / "metrics.jsonl").read_text().splitlines() if '"epoch", ' in line]
+    (run / "metrics.jsonl").write_text(epochs[0] + "\n" + epochs[1][:40])
+    assert call("evaluate.py", run).returncode == 0
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "curves.png").read_bytes() != (tiny_run / "curves.png").read_bytes()
+
+
+def test_the_decoded_images_may_be_kept_elsewhere_than_the_run_kept_them(call, run, tmp_path):
+    assert call("evaluate.py", run, "--cache-dir", tmp_path / "elsewhere").returncode == 0
     assert list((tmp_path / "elsewhere").glob("*/images.npy"))
 
 
-def test_validation_split_is_the_one_of_training(run, tiny_run):
-    assert run_script("evaluate.py", run, "--split", "val").returncode == 0
+def test_validation_split_is_the_one_of_training(call, run, tiny_run):
+    assert call("evaluate.py", run, "--split", "val").returncode == 0
     report = json.loads((run / "evaluation.json").read_text())
     assert report["accuracy"] == json.loads((tiny_run / "summary.json").read_text())["val_accuracy"]
 
 
-def test_validation_images_of_other_data_are_refused(run, images, tmp_path):
+def test_validation_images_of_other_data_are_refused(call, run, images, tmp_path):
     """The split of other images could put images that were trained on into validation."""
     shutil.copytree(images, tmp_path / "more")
     table = (tmp_path / "more" / "trainLabels.csv").read_text()
     shutil.copy(images / "train" / "1.png", tmp_path / "more" / "train" / "161.png")
     (tmp_path / "more" / "trainLabels.csv").write_text(table + f"161,{table.splitlines()[1].split(',')[1]}\n")
-    done = run_script("evaluate.py", run, "--split", "val", "--data-dir", tmp_path / "more")
+    done = call("evaluate.py", run, "--split", "val", "--data-dir", tmp_path / "more")
     assert done.returncode == 2
     assert "--split val" in done.stderr
 
 
-def test_test_time_augmentation_is_reported_beside_the_plain_result(run):
-    assert run_script("evaluate.py", run).returncode == 0
+def test_test_time_augmentation_is_reported_beside_the_plain_result(call, run):
+    assert call("evaluate.py", run).returncode == 0
     plain = json.loads((run / "evaluation.json").read_text())
-    done = run_script("evaluate.py", run / "best.safetensors", "--tta", "six")
+    done = call("evaluate.py", run / "best.safetensors", "--tta", "six")
     assert done.returncode == 0
     report = json.loads((run / "evaluation.json").read_text())
     assert {name: value for name, value in report.items() if not name.startswith("tta")} == {
@@ -75,10 +103,10 @@ def test_test_time_augmentation_is_reported_beside_the_plain_result(run):
     assert f"with --tta six: loss {report['tta_loss']:.4f}" in done.stdout
 
 
-def test_a_submission_scores_what_evaluation_found(run, images):
-    assert run_script("evaluate.py", run).returncode == 0
+def test_a_submission_scores_what_evaluation_found(call, run, images):
+    assert call("evaluate.py", run).returncode == 0
     out = run / "new" / "submission.csv"
-    done = run_script("submit.py", run, "--images", images / "test", "--out", out)
+    done = call("submit.py", run, "--images", images / "test", "--out", out)
     assert done.returncode == 0, done.stderr
     table, truth = pd.read_csv(out), pd.read_csv(images / "testLabels.csv")
     assert list(table.columns) == ["id", "label"]
@@ -88,28 +116,28 @@ def test_a_submission_scores_what_evaluation_found(run, images):
     assert set(table["label"]) <= set(load_weights(run / "best.safetensors")[1]["classes"])
 
 
-def test_a_submission_that_does_not_match_the_sample_is_refused(run, images, tmp_path):
+def test_a_submission_that_does_not_match_the_sample_is_refused(call, run, images, tmp_path):
     folder = tmp_path / "kaggle"
     shutil.copytree(images / "test", folder / "test")
     shutil.copy(images / "sampleSubmission.csv", folder)
     (folder / "test" / "7.png").unlink()
-    done = run_script("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
+    done = call("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
     assert done.returncode == 2
     assert "no image for id 7" in done.stderr
     shutil.copy(images / "test" / "7.png", folder / "test")
     shutil.copy(images / "test" / "7.png", folder / "test" / "99.png")
-    done = run_script("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
+    done = call("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
     assert done.returncode == 2
     assert "image 99" in done.stderr
     assert not (run / "s.csv").exists()
 
 
-def test_a_submission_of_other_classes_is_refused(run, images, tmp_path):
+def test_a_submission_of_other_classes_is_refused(call, run, images, tmp_path):
     folder = tmp_path / "kaggle"
     shutil.copytree(images / "test", folder / "test")
     sample = (images / "sampleSubmission.csv").read_text()
     (folder / "sampleSubmission.csv").write_text(re.sub("([0-9]+),.+", r"\1,unicorn", sample))
-    done = run_script("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
+    done = call("submit.py", run, "--images", folder / "test", "--out", run / "s.csv")
     assert done.returncode == 2
     assert "trained on other classes than sampleSubmission.csv's, which has 'unicorn'" in done.stderr
     assert not (run / "s.csv").exists()

@@ -501,7 +501,6 @@ def fresh_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     done = subprocess.run(
         [sys.executable, "-c", FRESH_PROCESS, str(tmp_path_factory.mktemp("fresh"))],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=300,

@@ -5,6 +5,7 @@ import torch
 from matplotlib.figure import Figure
 
 from training import figures
+from training.config import Config
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def test_curves_show_the_epochs_of_training_and_validation(drawn, tmp_path):
     for epoch in (1, 2, 3):
         row = {"kind": "epoch", "epoch": epoch, "lr": 0.1 / epoch, "train_loss": 1 / epoch, "train_accuracy": 0.2}
         rows.append(row | {"val_loss": 2 / epoch, "val_accuracy": 0.1 * epoch})
-    figures.draw_curves(rows, "a run", "validation", tmp_path / "curves.png")
+    figures.draw_curves(rows, Config(), tmp_path)
     loss, accuracy, lr = drawn[0].axes
     assert [line.get_ydata().tolist() for line in loss.lines] == [[1, 1 / 2, 1 / 3], [2, 1, 2 / 3]]
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation"]
@@ -29,14 +30,14 @@ def test_curves_show_the_epochs_of_training_and_validation(drawn, tmp_path):
 
 def test_curves_without_validation(drawn, tmp_path):
     row = {"kind": "epoch", "epoch": 1, "lr": 0.1, "train_loss": 1.0, "train_accuracy": 0.2}
-    figures.draw_curves([row], "a run", "validation", tmp_path / "curves.png")
+    figures.draw_curves([row], Config(), tmp_path)
     assert len(drawn[0].axes[0].lines) == 1
 
 
 def test_a_loss_that_was_not_finite_is_a_gap(drawn, tmp_path):
     row = {"kind": "epoch", "lr": 0.1, "train_loss": 1.0, "train_accuracy": 0.2, "val_accuracy": 0.1}
     rows = [row | {"epoch": 1, "val_loss": None}, row | {"epoch": 2, "val_loss": 2.0}]
-    figures.draw_curves(rows, "a run", "validation", tmp_path / "curves.png")
+    figures.draw_curves(rows, Config(), tmp_path)
     figures.draw_comparison([figures.Curve("a", [rows])], "runs", tmp_path / "comparison.png")
     assert drawn[0].axes[0].lines[1].get_xdata().tolist() == [2]
     assert drawn[1].axes[1].lines[0].get_ydata().tolist() == pytest.approx([float("nan"), 2], nan_ok=True)
@@ -106,11 +107,19 @@ def test_losses_that_span_more_than_a_decade_are_on_a_logarithmic_scale(drawn, t
     assert drawn[0].axes[1].get_yscale() == scale
 
 
-def test_learning_rates_in_levels_are_drawn_as_levels_on_a_logarithmic_scale(drawn, tmp_path):
+@pytest.mark.parametrize(
+    ("schedule", "scale", "style"),
+    [
+        ("multistep", "log", "steps-mid"),
+        ("inverse-time", "log", "default"),
+        ("triangle", "linear", "default"),
+        ("cosine", "linear", "default"),
+    ],
+)
+def test_learning_rates_that_fall_by_factors_are_on_a_logarithmic_scale(drawn, tmp_path, schedule, scale, style):
+    """And those that stay between milestones are drawn as levels."""
     row = {"kind": "epoch", "train_loss": 1.0, "train_accuracy": 0.2}
     rows = [row | {"epoch": epoch, "lr": lr} for epoch, lr in enumerate((0.1, 0.01, 0.001))]
-    for in_levels in (False, True):
-        figures.draw_curves(rows, "a run", "validation", tmp_path / "c.png", in_levels)
-    panels = [figure.axes[2] for figure in drawn]
-    assert [panel.get_yscale() for panel in panels] == ["linear", "log"]
-    assert [panel.lines[0].get_drawstyle() for panel in panels] == ["default", "steps-mid"]
+    figures.draw_curves(rows, Config(schedule=schedule), tmp_path)
+    panel = drawn[0].axes[2]
+    assert (panel.get_yscale(), panel.lines[0].get_drawstyle()) == (scale, style)

@@ -358,7 +358,7 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "build_model", tiny_network)
     monkeypatch.setattr(checkpoint, "build_model", tiny_network)
     monkeypatch.setattr(
-        figures, "draw_curves", lambda rows, title, held_out, path, levels: write_atomically(path, PNG)
+        figures, "draw_curves", lambda rows, config, folder: write_atomically(folder / "curves.png", PNG)
     )
     monkeypatch.setattr(
         figures, "draw_confusion", lambda confusion, classes, title, path, groups: write_atomically(path, PNG)
@@ -557,6 +557,7 @@ def test_scripts_tell_of_a_folder_that_may_not_be_written(
 # In processes of their own ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("full_width")
 def test_a_run_whose_disk_fills_up_goes_on_when_there_is_room(
     shapes: Path, tmp_path: Path, make_disk: Callable[[int], Disk]
 ) -> None:

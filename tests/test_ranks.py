@@ -23,21 +23,20 @@ if os.environ.get("ALL_CASES"):  # make test-faults
 
 
 @pytest.fixture(scope="module")
-def done(images, tmp_path_factory):
+def done(images, made_once):
     """The folder that N processes left, by N; they are started when it is first asked for."""
     pytest.importorskip("ffcv")
-    folders: dict[int, Path] = {}
 
-    def run(processes: int) -> Path:
-        if processes not in folders:
-            folder = folders[processes] = tmp_path_factory.mktemp(f"ranks-{processes}")
+    def leave(processes: int) -> Path:
+        def run(folder: Path) -> None:
+            folder.mkdir()
             job = command("tests/ranks_job.py", folder, images, ",".join(CASES[processes]), processes=processes)
-            environment = os.environ | {"PYTHONPATH": str(ROOT)}
-            ended = subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, text=True)
+            ended = subprocess.run(job, cwd=ROOT, capture_output=True, text=True)
             assert ended.returncode == 0, ended.stderr
-        return folders[processes]
 
-    return run
+        return made_once(f"ranks-{processes}", run)
+
+    return leave
 
 
 def digests(folder: Path) -> dict[str, list[str]]:

@@ -18,6 +18,8 @@ from training.optim import lr_factor
 from training.stopping import StopRequest
 from training.studies import STUDIES
 
+pytestmark = pytest.mark.usefixtures("full_width")
+
 RECIPES = sorted(path for path in (ROOT / "recipes").rglob("*.yaml") if not path.stem.startswith("sweep"))
 
 # recipe, network, stem, initial weights, ImageNet weights, lr, schedule, the study's validation accuracy

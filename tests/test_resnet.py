@@ -14,6 +14,8 @@ from torchvision import models
 
 from resnet import INITS, MODELS, STEMS, build_model, load_pretrained
 
+pytestmark = pytest.mark.usefixtures("full_width")
+
 OURS = ("resnet18", "resnet34")
 
 

@@ -24,6 +24,7 @@ from training.tracking import (
     MetricsFile,
     Tracking,
     _has_wandb_key,
+    read_epochs,
     tracked_names,
 )
 
@@ -143,6 +144,13 @@ def test_tensorboard_has_the_graph_of_the_network(tmp_path):
     nodes = {node.name for node in accumulator.Graph().node}
     assert any("layer4" in name for name in nodes)
     assert network.training
+
+
+def test_epochs_are_read_while_a_row_is_being_written(tmp_path):
+    rows = [{"kind": "step", "step": 1}, {"kind": "epoch", "epoch": 1}, {"kind": "epoch", "epoch": 2}]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "metrics.jsonl").write_text(lines + '{"kind": "epoch", "epoch": 3}')
+    assert read_epochs(tmp_path) == rows[1:]
 
 
 def test_every_number_of_a_run_has_a_documented_name(tiny_run):

@@ -357,6 +357,7 @@ def test_options_train_and_change_the_result(images, plain_sha256, tmp_path, pro
     assert summary(tmp_path / "run")["weights_sha256"] != plain_sha256
 
 
+@pytest.mark.usefixtures("full_width")
 def test_imagenet_weights_are_the_same_wherever_their_file_lies(images, tmp_path, process_as_it_was, capsys):
     small = {"stem": "imagenet", "epochs": 1, "batch_size": 32, "lr": 0.02, "precision": "no", "dataset": "folder"}
     where = {"data_dir": str(images), "runs_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}

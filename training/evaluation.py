@@ -165,7 +165,7 @@ def evaluate_run(
         show: is given the report before anything is written: a full disk does not take it away.
 
     Raises:
-        InputError: no whole weights, or images that do not go with them.
+        InputError: no whole weights, images that do not go with them, or a damaged metrics.jsonl.
     """
     predictor, about, weights = open_predictor(run)
     config = recorded_config(about["config"], weights)
@@ -201,7 +201,17 @@ def evaluate_run(
     title = f"{weights.resolve().parent.name}: {split}, accuracy {100 * report['accuracy']:.2f} %"
     draw_evaluation(evaluation, prepared, title, weights.parent)
     write_json(weights.with_name("evaluation.json"), report)
+    draw_curves_so_far(config, weights.parent)
     return report
+
+
+def draw_curves_so_far(config: Config, folder: Path) -> None:
+    """Write curves.png, unless the weights stand alone: train.py draws it only at the end of a run."""
+    from training.figures import draw_curves
+    from training.tracking import read_epochs
+
+    if (folder / "metrics.jsonl").exists():
+        draw_curves(read_epochs(folder), config, folder)
 
 
 def images_of(config: Config, split: str) -> tuple[Prepared, Tensor]:

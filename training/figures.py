@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from data.files import write_atomically
+from training.config import Config
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":")
@@ -41,15 +42,13 @@ def save(figure: Figure, path: Path) -> None:
     write_atomically(path, content.getvalue())
 
 
-def draw_curves(
-    rows: Sequence[dict[str, Any]], title: str, held_out: str, path: Path, lr_in_levels: bool = False
-) -> None:
-    """Loss and accuracy by epoch, and the learning rate below, from the rows of metrics.jsonl.
+def draw_curves(rows: Sequence[dict[str, Any]], config: Config, folder: Path) -> Path:
+    """Write a run's curves.png: loss and accuracy by epoch, and the learning rate below; returns its path.
 
-    held_out: what the images that were not trained on are called.
-    lr_in_levels: it falls by factors at milestones, and stays between them.
+    rows: of metrics.jsonl.
     """
     rows = [row for row in rows if row["kind"] == "epoch"]
+    held_out = "test" if config.split == "test" else "validation"
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     panels = figure.subplot_mosaic([["loss", "accuracy"], ["lr", "lr"]], height_ratios=[3, 1])
     for axes in panels.values():
@@ -59,10 +58,13 @@ def draw_curves(
             _plot(panels[quantity], rows, key, label)
         panels[quantity].set(title=quantity)
         panels[quantity].legend()
-    _plot(panels["lr"], rows, "lr", "", drawstyle="steps-mid" if lr_in_levels else "default")
-    panels["lr"].set(title="learning rate", yscale="log" if lr_in_levels else "linear")
-    figure.suptitle(title)
-    save(figure, path)
+    drawstyle = "steps-mid" if config.schedule == "multistep" else "default"  # the rate stays between milestones
+    _plot(panels["lr"], rows, "lr", "", drawstyle)
+    by_factors = config.schedule in ("multistep", "inverse-time")
+    panels["lr"].set(title="learning rate", yscale="log" if by_factors else "linear")
+    figure.suptitle(folder.resolve().name)
+    save(figure, folder / "curves.png")
+    return folder / "curves.png"
 
 
 def _plot(axes: Axes, rows: Sequence[dict[str, Any]], key: str, label: str, drawstyle: str = "default") -> None:

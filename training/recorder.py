@@ -270,19 +270,16 @@ class Recorder(NullRecorder):
         if self.finished_before:  # what computed it then is recorded, and stays
             tell(f"{self.folder}: finished before; {outcome(self.finished_before)}")
             return
-        held_out = "test" if self.config.split == "test" else "validation"
-        curves = self.folder / "curves.png"
-        levels = self.config.schedule == "multistep"
-        draw_curves(self.tracking.file.rows(), self.folder.name, held_out, curves, levels)
+        curves = draw_curves(self.tracking.file.rows(), self.config, self.folder)
         summary = summarize(self.config, self.accelerator, trainer)
         summary |= {"metrics_sha256": sha256_of(self.tracking.file.path), **self.commit}
         if self.tracking.tracker is not None:
-            self.tracking.guard(lambda: self._track_best(trainer, curves, held_out), None)
+            self.tracking.guard(lambda: self._track_best(trainer, curves), None)
         self.tracking.finish()
         write_json(self.folder / "summary.json", summary)  # last: the mark of a run that needs nothing more
         tell(f"{self.folder}: finished; {outcome(summary)}")
 
-    def _track_best(self, trainer: Trainer, curves: Path, held_out: str) -> None:
+    def _track_best(self, trainer: Trainer, curves: Path) -> None:
         """Show the tracker the best weights, and what they do with the images that were not trained on."""
         from training.evaluation import draw_evaluation, evaluate_images
         from training.inference import open_predictor
@@ -291,6 +288,7 @@ class Recorder(NullRecorder):
         predictor, _, weights = open_predictor(self.folder)
         pictures, report = [curves], {}
         if len(trainer.val_ids):
+            held_out = "test" if self.config.split == "test" else "validation"
             evaluation = evaluate_images(predictor, self.prepared, trainer.val_ids)
             title = f"{self.folder.name}: {held_out}, accuracy {100 * evaluation.report['accuracy']:.2f} %"
             pictures += draw_evaluation(evaluation, self.prepared, title, self.folder / held_out)

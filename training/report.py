@@ -18,6 +18,7 @@ from data.files import sha256_of, write_atomically
 from training.figures import Curve, draw_comparison
 from training.jobs import read_summary
 from training.studies import Comparison, Experiment, Study
+from training.tracking import read_epochs
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,6 @@ class Result:
     def test_accuracy(self) -> float | None:
         """None where there are no labelled test images, and the evaluation is of the validation images."""
         return self.evaluation["accuracy"] if self.evaluation["split"] == "test" else None
-
-
-def read_epochs(run: Path) -> list[dict[str, Any]]:
-    """The rows of its epochs."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if row["kind"] == "epoch"]
 
 
 def read_result(run: Path) -> Result:

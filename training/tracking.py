@@ -25,6 +25,7 @@ from PIL import Image
 from requests.utils import get_netrc_auth
 from torch import nn
 
+from data.errors import InputError
 from data.files import write_atomically
 from data.spec import IMAGE_SIZE
 from training.cli import tell
@@ -57,6 +58,21 @@ def tracked_names(row: dict[str, Any]) -> dict[str, Any]:
     if row["kind"] == "step":
         return {name if name in ("epoch", "step") else f"step/{name}": value for name, value in values.items()}
     return {re.sub("^(train|val)_", r"\1/", name): value for name, value in values.items()}
+
+
+def read_epochs(run: Path) -> list[dict[str, Any]]:
+    """The rows of its epochs in a run's metrics.jsonl; the run may be going on, and its last row half written.
+
+    Raises:
+        InputError: a row is damaged.
+    """
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        rows = [json.loads(line) for line in lines]
+        return [row for row in rows if row["kind"] == "epoch"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: damaged; train.py mends it when it goes on with the run") from error
 
 
 class MetricsFile:

@@ -40,7 +40,7 @@ BUILDING = ("decode", "cache", "beton")
 def start(arguments: list[object], kill: str | None = None) -> "subprocess.CompletedProcess[str]":
     """Run the job to its end, or to the moment and count of `kill`; no process of it is left then."""
     mark = str(uuid.uuid4())
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JOB": mark} | ({"KILL": kill} if kill else {})
+    environment = os.environ | {"JOB": mark} | ({"KILL": kill} if kill else {})
     job = subprocess.Popen(
         command("tests/faults/killed_train.py", *arguments, processes=2),
         cwd=ROOT,
