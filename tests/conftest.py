@@ -1,6 +1,7 @@
 """What several test files share: a tiny run, and the scripts as a user starts them."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -92,6 +93,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
         folder, filled = shared / name, shared / f"{name}.filled"
         with FileLock(shared / f"{name}.lock"):
             if not filled.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # what a fill that failed has left
                 fill(folder)
                 filled.touch()
         return folder

@@ -184,6 +184,11 @@ class Config:
         return Path(self.runs_dir) / (self.name or self.recipe or f"{self.dataset}-{self.model}")
 
     @property
+    def evaluated_on(self) -> str:
+        """What the images are called on which each epoch is evaluated."""
+        return "test" if self.split == "test" else "validation"
+
+    @property
     def source_folder(self) -> Path:
         return Path(self.data_dir or f"datasets/{self.dataset}")
 

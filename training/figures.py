@@ -48,13 +48,12 @@ def draw_curves(rows: Sequence[dict[str, Any]], config: Config, folder: Path) ->
     rows: of metrics.jsonl.
     """
     rows = [row for row in rows if row["kind"] == "epoch"]
-    held_out = "test" if config.split == "test" else "validation"
     figure = Figure(figsize=(11, 5.4), layout="constrained")
     panels = figure.subplot_mosaic([["loss", "accuracy"], ["lr", "lr"]], height_ratios=[3, 1])
     for axes in panels.values():
         _prepare(axes)
     for quantity in ("loss", "accuracy"):
-        for label, key in (("training", f"train_{quantity}"), (held_out, f"val_{quantity}")):
+        for label, key in (("training", f"train_{quantity}"), (config.evaluated_on, f"val_{quantity}")):
             _plot(panels[quantity], rows, key, label)
         panels[quantity].set(title=quantity)
         panels[quantity].legend()

@@ -288,7 +288,7 @@ class Recorder(NullRecorder):
         predictor, _, weights = open_predictor(self.folder)
         pictures, report = [curves], {}
         if len(trainer.val_ids):
-            held_out = "test" if self.config.split == "test" else "validation"
+            held_out = self.config.evaluated_on
             evaluation = evaluate_images(predictor, self.prepared, trainer.val_ids)
             title = f"{self.folder.name}: {held_out}, accuracy {100 * evaluation.report['accuracy']:.2f} %"
             pictures += draw_evaluation(evaluation, self.prepared, title, self.folder / held_out)
