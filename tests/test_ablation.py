@@ -56,7 +56,7 @@ def test_each_round_is_the_next_seed(monkeypatch, tmp_path):
         name, folder = command[command.index("--name") + 1], Path(command[command.index("--runs-dir") + 1])
         rows = [{"kind": "epoch", "val_accuracy": accuracy} for accuracy in (0.9, 0.8)]
         (folder / name).mkdir(parents=True)
-        (folder / name / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        (folder / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / name / "summary.json").write_text(json.dumps({"images_per_second": 5.0}))
 
     monkeypatch.setattr(ablation, "run_command", run_command)
