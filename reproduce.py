@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import InputError
 from training.cli import OneLineParser, one_line_errors
-from training.config import ROOT, Config, parse_config
+from training.config import ROOT, Config, flag, parse_config
 from training.jobs import (
     add_flags,
     check_flags,
@@ -88,7 +88,7 @@ def reproduce(arguments: argparse.Namespace, extra: list[str]) -> int:
     chosen = choose_experiments(arguments.study, arguments.only)
 
     # Imported here: torch takes seconds, and --help or a mistaken flag should not wait for it.
-    from training.report import Block, Heading, Outcome, environment, study_report, write_report
+    from training.report import Outcome, write_study_reports
 
     scaled = scale_in_words(arguments)
     suffix = f"-{arguments.epochs_scale:g}-{arguments.subset:g}" if scaled else ""
@@ -99,26 +99,29 @@ def reproduce(arguments: argparse.Namespace, extra: list[str]) -> int:
         for experiment in study.experiments
         if experiment in chosen
     }
+    changed = changes_in_words(chosen, extra)
     outcomes = {name: [Outcome(experiment) for experiment in study.experiments] for name, study in STUDIES.items()}
     for name, of_study in outcomes.items():
         for outcome in of_study:
-            if outcome.experiment in plan:
-                for job in plan[outcome.experiment]:
-                    carry_out(job, outcome, arguments)
-            else:
-                read_finished(outcome, name, out, arguments, extra)
-    results = [result for of_study in outcomes.values() for outcome in of_study for result in outcome.results]
-    blocks: list[Block] = [
-        Heading("Experiments beside their figures" + (f" ({scaled})" if scaled else ""), 1),
-        f"`{shlex.join(['python', 'reproduce.py', *sys.argv[1:]])}`",
-        environment(results),
-    ]
-    for name, of_study in outcomes.items():
-        if any(outcome.results or outcome.experiment in chosen for outcome in of_study):
-            blocks += study_report(STUDIES[name], of_study, scaled, out / "pictures")
-    write_report(blocks, out)
-    print(f"{out}/report.md and report.html: {len(results)} runs")
-    return int(any(outcome.reason.startswith("failed") for of_study in outcomes.values() for outcome in of_study))
+            read_finished(outcome, name, out, arguments, extra, outcome.experiment in chosen)
+    shown = {
+        STUDIES[name]: of_study
+        for name, of_study in outcomes.items()
+        if any(outcome.results or outcome.experiment in chosen for outcome in of_study)
+    }
+    command = shlex.join(["python", "reproduce.py", *sys.argv[1:]])
+    report = functools.partial(write_study_reports, shown, command, scaled, changed, out)
+    in_order = [outcome for of_study in shown.values() for outcome in of_study]
+    for outcome in in_order:
+        if jobs := plan.get(outcome.experiment):
+            outcome.results, outcome.reason = [], ""
+            for job in jobs:
+                carry_out(job, outcome, arguments)
+            if not all(job.finished for job in jobs):
+                report()  # the other experiments may take days
+    report()
+    print(f"{out}/report.md and report.html: {sum(len(outcome.results) for outcome in in_order)} runs")
+    return int(any(outcome.reason.startswith("failed") for outcome in in_order))
 
 
 def choose_experiments(study: str, only: str) -> list[Experiment]:
@@ -143,6 +146,21 @@ def scale_in_words(arguments: argparse.Namespace) -> str:
     return f"scaled: {', '.join(parts)}" if parts else ""
 
 
+def changes_in_words(experiments: Sequence[Experiment], extra: Sequence[str]) -> str:
+    """What the flags after -- change of the experiments' results; "" where they change nothing of it."""
+    changed: dict[str, None] = {}
+    for name, study in STUDIES.items():
+        for experiment in set(experiments) & set(study.experiments):
+            recipe = recipe_of(name, experiment)
+            fields, given = (parse_config([*recipe, *flags]).result_fields() for flags in ([], extra))
+            changed |= {f"{flag(key)} {given[key]}": None for key in fields if given[key] != fields[key]}
+    return f"changed: {', '.join(sorted(changed))}" if changed else ""
+
+
+def recipe_of(study_name: str, experiment: Experiment) -> list[str]:
+    return ["--recipe", str(ROOT / "recipes" / study_name / f"{experiment.name}.yaml")]
+
+
 def runs_of(
     experiment: Experiment, study_name: str, out: Path, arguments: argparse.Namespace, extra: Sequence[str]
 ) -> list[tuple[Path, list[str], Config]]:
@@ -152,7 +170,7 @@ def runs_of(
         InputError: the recipe does not go with the flags after --.
     """
     name, study = experiment.name, STUDIES[study_name]
-    given = ["--recipe", str(ROOT / "recipes" / study_name / f"{name}.yaml"), "--tracker", "none", *extra]
+    given = [*recipe_of(study_name, experiment), "--tracker", "none", *extra]
     given += ["--data-dir", str(data_folder(study, arguments))]
     whole = parse_config(given)
     given += shortened(whole, arguments.epochs_scale, arguments.subset)
@@ -206,21 +224,27 @@ def carry_out(job: Job, outcome: "Outcome", arguments: argparse.Namespace) -> No
 
 
 def read_finished(
-    outcome: "Outcome", study_name: str, out: Path, arguments: argparse.Namespace, extra: Sequence[str]
+    outcome: "Outcome",
+    study_name: str,
+    out: Path,
+    arguments: argparse.Namespace,
+    extra: Sequence[str],
+    chosen: bool,
 ) -> None:
-    """The results of an experiment that was not chosen, from runs with these settings, if there are some."""
+    """The results that an experiment has from former calls with these settings, or the reason why none."""
     from training.report import read_result
 
+    absent = "" if chosen else "not chosen, "
     try:
         for run, _, config in runs_of(outcome.experiment, study_name, out, arguments, extra):
             if not is_finished(run, config, ANY_WEIGHTS):
-                outcome.reason = "not chosen, not run yet"
+                outcome.reason = f"{absent}not run yet"
             elif evaluation_of(run) is None:
-                outcome.reason = "not chosen, not evaluated yet"
+                outcome.reason = f"{absent}not evaluated yet"
             else:
                 outcome.results.append(read_result(run))
     except InputError as error:
-        outcome.reason = f"not chosen; {error}"
+        outcome.reason = f"{error}" if chosen else f"not chosen; {error}"
 
 
 def require_split(config: Config, study: Study) -> None:

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState, GradientState
 from filelock import FileLock
 
 import resnet.resnet
-from tests.narrow.sitecustomize import NARROW
+from tests.light.sitecustomize import NARROW
 from training.stopping import SIGNALS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,10 +28,10 @@ TINY += ["--loader", "resident", "--precision", "no", "--tracker", "none", "--sc
 """Flags of a run of seconds on `images`."""
 
 # For the processes that tests start. Those of pytest-xdist begin with what is set here.
-NARROW_FOLDER = str(ROOT / "tests" / "narrow")
-PATHS = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", NARROW_FOLDER)]
+LIGHT_FOLDER = str(ROOT / "tests" / "light")
+PATHS = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", LIGHT_FOLDER)]
 PATHS = list(dict.fromkeys([str(ROOT), *PATHS]))
-os.environ["PYTHONPATH"] = os.pathsep.join([NARROW_FOLDER, *PATHS])
+os.environ["PYTHONPATH"] = os.pathsep.join([LIGHT_FOLDER, *PATHS])
 resnet.resnet.WIDTHS = NARROW
 
 

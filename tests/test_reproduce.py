@@ -86,10 +86,11 @@ def test_the_report_has_our_figures_beside_the_studys_and_says_that_they_are_sca
     assert cells[-3:] == ["1", f"{summary['seconds']:.0f}", "42"]
     assert "| exp2 |" in text
     assert "not chosen, not run yet" in text
+    label = "(scaled: 0.01 of the epochs; changed: --batch-size 10, --precision no)"
     for heading in re.findall("^#.*", text, flags=re.MULTILINE):
-        assert "scaled: 0.01 of the epochs" in heading
+        assert heading.endswith(label)
     for title, path in re.findall(r"!\[(.*)\]\((.*)\)", text):
-        assert "scaled: 0.01 of the epochs" in title
+        assert title.endswith(label)
         assert (folder / path).read_bytes().startswith(b"\x89PNG")
     assert "torch 2" in text
     assert summary["device"] in text
@@ -252,6 +253,21 @@ def test_a_training_that_is_stopped_ends_it_all(cifar10, monkeypatch, tmp_path):
     assert not (tmp_path / "report.md").exists()
 
 
+def test_what_was_done_is_in_a_report_when_the_rest_is_stopped(done, monkeypatch, tmp_path):
+    folder, flags = shutil.copytree(done[0], tmp_path / "out"), choosing(done[1], "exp1,exp4,exp5,exp9")
+    flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
+    (folder / "report.md").unlink()
+    codes = iter([1, 143])
+    monkeypatch.setattr(jobs, "start", lambda *_: next(codes))
+    assert run_here(monkeypatch, *flags) == 143
+    rows = {line.split(" | ")[0]: line for line in (folder / "report.md").read_text().splitlines()}
+    for name in ("exp1", "exp9"):
+        assert re.search(r"\| 1 \| \d+ \| 42 \|", rows[f"| {name}"])
+    assert "ended with exit code 1" in rows["| exp4"]
+    assert "| not run yet |" in rows["| exp5"]
+    assert "| not chosen, not run yet |" in rows["| exp6"]
+
+
 @pytest.mark.parametrize("code", [1, 2, 137])
 def test_after_a_training_that_fails_the_others_go_on_and_the_report_says_so(cifar10, monkeypatch, tmp_path, code):
     started = fake_train(monkeypatch, code)
@@ -393,19 +409,19 @@ def test_the_comparisons_are_those_of_the_studies():
     assert [c.experiments for c in study.comparisons] == [tuple(e.name for e in study.experiments)]
 
 
-def test_pictures_of_scaled_runs_say_so(monkeypatch, tmp_path):
+def test_pictures_of_scaled_and_changed_runs_say_so(monkeypatch, tmp_path):
     titles = []
     monkeypatch.setattr(report, "draw_comparison", lambda curves, title, path: titles.append(title))
     outcomes = [Outcome(experiment, [result(0.5)]) for experiment in CIFAR10_STUDY.experiments]
-    study_report(CIFAR10_STUDY, outcomes, "scaled: a tenth", tmp_path)
+    study_report(CIFAR10_STUDY, outcomes, tmp_path, "scaled: a tenth", "changed: --lr 1")
     assert len(titles) == len(CIFAR10_STUDY.comparisons)
-    assert all("scaled: a tenth" in title for title in titles)
+    assert all(title.endswith(" (scaled: a tenth; changed: --lr 1)") for title in titles)
 
 
 def test_a_comparison_that_lacks_its_runs_says_so_in_place_of_its_picture(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "draw_comparison", lambda *_: None)
     outcomes = [Outcome(each, [result(0.5)] * (each.name != "exp9")) for each in CIFAR10_STUDY.experiments]
-    told = [block for block in study_report(CIFAR10_STUDY, outcomes, "", tmp_path) if "Not drawn" in str(block)]
+    told = [block for block in study_report(CIFAR10_STUDY, outcomes, tmp_path) if "Not drawn" in str(block)]
     titles = ("ImageNet weights", "ImageNet weights or a better network")
     assert told == [f"Not drawn: CIFAR-10 study: {title}. Not run: exp9." for title in titles]
 
@@ -415,7 +431,7 @@ def test_the_recipes_of_all_budgets_are_compared_in_one_picture(monkeypatch, tmp
     monkeypatch.setattr(report, "draw_comparison", lambda curves, title, path: drawn.append(curves))
     study = STUDIES["cifar10-budgets"]
     outcomes = [Outcome(each, [result(0.5)]) for each in study.experiments]
-    study_report(study, outcomes, "", tmp_path)
+    study_report(study, outcomes, tmp_path)
     (curves,) = drawn
     assert [curve.label.split(":")[0] for curve in curves] == [each.name for each in study.experiments]
 
@@ -423,7 +439,7 @@ def test_the_recipes_of_all_budgets_are_compared_in_one_picture(monkeypatch, tmp
 def test_what_is_compared_with_and_without_has_one_colour(monkeypatch, tmp_path):
     drawn = {}
     monkeypatch.setattr(report, "draw_comparison", lambda curves, title, path: drawn.update({title: curves}))
-    study_report(CIFAR10_STUDY, [Outcome(each, [result(0.5)]) for each in CIFAR10_STUDY.experiments], "", tmp_path)
+    study_report(CIFAR10_STUDY, [Outcome(each, [result(0.5)]) for each in CIFAR10_STUDY.experiments], tmp_path)
     found = {curve.label[:4]: (curve.colour, curve.dash) for curve in drawn["CIFAR-10 study: Learning rates"]}
     assert found == {
         "exp3": (0, 0), "exp6": (0, 1), "exp4": (1, 0), "exp7": (1, 1), "exp5": (2, 0), "exp8": (2, 1)
@@ -436,10 +452,10 @@ def test_a_report_has_cifar100s_coarse_classes(tmp_path):
     runs = [result(0.5), result(0.5, seed=1)]
     runs = [replace(run, evaluation=run.evaluation | coarse) for run in runs]
     outcomes = [Outcome(each, runs if each.name in ("v1", "v5") else []) for each in study.experiments]
-    blocks = study_report(study, outcomes, "", tmp_path)
+    blocks = study_report(study, outcomes, tmp_path)
     (told,) = (block for block in blocks if "coarse classes" in str(block))
     assert told.endswith("v1 0.7500 ± 0.0000, 0.2500 ± 0.0000; v5 0.7500 ± 0.0000, 0.2500 ± 0.0000")
-    ten = study_report(CIFAR10_STUDY, [Outcome(each) for each in CIFAR10_STUDY.experiments], "", tmp_path)
+    ten = study_report(CIFAR10_STUDY, [Outcome(each) for each in CIFAR10_STUDY.experiments], tmp_path)
     assert not any("coarse classes" in str(block) for block in ten)
 
 
@@ -478,7 +494,7 @@ def test_several_seeds_give_mean_and_deviation(tmp_path):
         Outcome(experiments["exp1"], [result(0.84), result(0.86, seed=1)]),
         Outcome(experiments["exp2"], [result(0.99)]),
     ]
-    blocks = study_report(CIFAR10_STUDY, outcomes, "", tmp_path / "pictures")
+    blocks = study_report(CIFAR10_STUDY, outcomes, tmp_path / "pictures")
     write_report(blocks, tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "| 0.827 | 0.8500 ± 0.0141 | +0.023 | 0.8500 ± 0.0141 | 0.7500 ± 0.0141 |" in text

@@ -99,7 +99,7 @@ def draw_comparison(curves: Sequence[Curve], title: str, path: Path) -> None:
     if highest > 10 * lowest > 0:  # a loss may begin in the thousands
         panels[1].set(yscale="log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     save(figure, path)
 
 

@@ -96,12 +96,36 @@ Block = str | Heading | Table | Picture | list[str]
 """A part of a report; a str is a paragraph, a list of them a list."""
 
 
-def study_report(study: Study, outcomes: Sequence[Outcome], scaled: str, pictures: Path) -> list[Block]:
-    """The section of one study; draws its comparisons into the folder `pictures`.
+def write_study_reports(
+    outcomes: dict[Study, list[Outcome]], command: str, scaled: str, changed: str, folder: Path
+) -> None:
+    """Write report.md, report.html and the pictures of the studies, in the order in which they are given.
 
-    scaled: "" or how the runs were made shorter, which then stands at every table and picture.
+    scaled, changed: "" or how the runs were made shorter, and what else of the recipes was changed; that stands
+    at every table and picture then.
     """
-    label = f" ({scaled})" if scaled else ""
+    results = [result for of_study in outcomes.values() for outcome in of_study for result in outcome.results]
+    label = _label(scaled, changed)
+    blocks: list[Block] = [
+        Heading(f"Experiments beside their figures{label}", 1),
+        f"`{command}`",
+        environment(results),
+    ]
+    for study, of_study in outcomes.items():
+        blocks += study_report(study, of_study, folder / "pictures", scaled, changed)
+    write_report(blocks, folder)
+
+
+def _label(scaled: str, changed: str) -> str:
+    told = "; ".join(filter(None, (scaled, changed)))
+    return f" ({told})" if told else ""
+
+
+def study_report(
+    study: Study, outcomes: Sequence[Outcome], pictures: Path, scaled: str = "", changed: str = ""
+) -> list[Block]:
+    """The section of one study; draws its comparisons into the folder `pictures`."""
+    label = _label(scaled, changed)
     blocks: list[Block] = [
         Heading(study.title + label),
         results_table(outcomes),
