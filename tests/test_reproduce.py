@@ -339,11 +339,11 @@ def test_mistakes_are_one_line_before_anything_is_trained(flags, named, monkeypa
 
 
 def test_sigterm_reaches_the_training_which_checkpoints_and_is_gone_on_with(cifar10, tmp_path):
-    flags = ["cifar10-study", "--only", "exp1", "--data-dir", cifar10, "--out", tmp_path / "out"]
+    flags = ["cifar10-study", "--only", "exp2", "--data-dir", cifar10, "--out", tmp_path / "out"]
     flags += ["--epochs-scale", "0.1", *EXTRA, "--cache-dir", tmp_path / "cache", "--log-every", 1]
     job = command("reproduce.py", *flags)
     with subprocess.Popen(job, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        run = tmp_path / "out/cifar10-study/exp1-seed42-scaled"
+        run = tmp_path / "out/cifar10-study/exp2-seed42-scaled"
         wait_until((run / "metrics.jsonl").exists, process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
@@ -355,7 +355,7 @@ def test_sigterm_reaches_the_training_which_checkpoints_and_is_gone_on_with(cifa
     again = run_script("reproduce.py", *flags)
     assert again.returncode == 0, again.stderr
     assert "resuming after step" in again.stdout
-    assert "| exp1 |" in (tmp_path / "out/report.md").read_text()
+    assert "| exp2 |" in (tmp_path / "out/report.md").read_text()
 
 
 def test_a_shorter_run_is_shorter_in_all_that_counts_epochs_or_steps():

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from train import train
 from training import hardware, recorder
 from training.checkpoint import load_newest_checkpoint, load_weights, save_weights
 from training.config import Config, parse_config
+from training.metrics import EvaluationMetrics
 from training.stopping import StopRequest
 from training.tracking import Tracking
 
@@ -57,6 +57,19 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert all(torch.equal(weights[name], others[name]) for name in weights)
 
 
+@pytest.fixture
+def train_here(images, tmp_path, process_as_it_was):
+    """Trains as `train_tiny` does, but in this process: most of a second one's time are its imports."""
+
+    def run(name: str, *flags: object) -> Path:
+        forget_accelerate()
+        where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", name]
+        train(parse_config([*map(str, [*TINY, *where, *flags])]), StopRequest())
+        return tmp_path / name
+
+    return run
+
+
 def test_a_run_leaves_what_the_readme_promises(tiny_run):
     assert sorted(path.name for path in tiny_run.iterdir()) == [
         *(".lock", "best.safetensors", "checkpoints", "config.yaml", "config.yaml.sha256"),
@@ -84,13 +97,15 @@ def test_metrics_have_a_row_for_each_reading_and_each_epoch(tiny_run):
 
 def test_the_same_command_gives_the_same_bits(tiny_run, train_tiny):
     assert_same_run(train_tiny("again", "--log-every", 1), tiny_run)
-    other = train_tiny("other-seed", "--seed", 1)
-    assert summary(other)["weights_sha256"] != summary(tiny_run)["weights_sha256"]
 
 
-def test_both_loaders_train_to_the_same_bits(tiny_run, train_tiny):
+def test_another_seed_gives_other_bits(tiny_run, train_here):
+    assert summary(train_here("run", "--seed", 1))["weights_sha256"] != summary(tiny_run)["weights_sha256"]
+
+
+def test_both_loaders_train_to_the_same_bits(tiny_run, train_here):
     pytest.importorskip("ffcv")
-    other = train_tiny("ffcv", "--loader", "ffcv", "--log-every", 1)
+    other = train_here("run", "--loader", "ffcv", "--log-every", 1)
     assert summary(other)["loader"] == "ffcv"
     assert_same_run(other, tiny_run)
 
@@ -196,14 +211,13 @@ def test_a_finished_run_started_again_stays_as_it_is(tiny_run, images, tmp_path,
     assert [(run / name).read_bytes() for name in ("summary.json", "metrics.jsonl", "best.safetensors")] == left
 
 
-def test_the_summary_marks_a_run_that_needs_nothing_more(images, tmp_path, process_as_it_was, monkeypatch):
+def test_the_summary_marks_a_run_that_needs_nothing_more(train_here, tmp_path, monkeypatch):
     """Not one whose pictures and weights its tracker has not taken yet."""
-    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
     finished = []
     monkeypatch.setattr(
         Tracking, "finish", lambda *_, **how: finished.append((how, (tmp_path / "run/summary.json").exists()))
     )
-    train(parse_config([*map(str, [*TINY, *where, "--epochs", 1])]), StopRequest())
+    train_here("run", "--epochs", 1)
     assert finished == [({}, False), ({"failed": True}, True)]  # the second finds nothing left
 
 
@@ -232,20 +246,14 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_again(
     assert (tmp_path / "again/best.safetensors").read_bytes() == (tiny_run / "best.safetensors").read_bytes()
 
 
-def test_a_run_killed_in_its_first_epoch_starts_again_unless_it_must_go_on(
-    images, tmp_path, process_as_it_was, capsys
-):
-    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
-    flags = [*map(str, [*TINY, *where, "--epochs", 1])]
+def test_a_run_killed_in_its_first_epoch_starts_again_unless_it_must_go_on(train_here, tmp_path, capsys):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.yaml").touch()
     (tmp_path / "run/metrics.jsonl").write_text('{"kind": "epoch"}\n')  # and its checkpoint did not follow
     with pytest.raises(SystemExit):
-        train(parse_config([*flags, "--resume", "must"]), StopRequest())
+        train_here("run", "--epochs", 1, "--resume", "must")
     assert "run: no checkpoint to go on from" in capsys.readouterr().err
-    forget_accelerate()
-    train(parse_config(flags), StopRequest())
-    assert summary(tmp_path / "run")["epochs"] == 1
+    assert summary(train_here("run", "--epochs", 1))["epochs"] == 1
 
 
 def test_an_epoch_stopped_in_its_validation_has_the_rate_of_the_run_so_far(images, tmp_path, process_as_it_was):
@@ -272,12 +280,8 @@ def test_a_run_that_goes_on_with_other_versions_is_warned(tiny_run, images, tmp_
 
 
 @pytest.mark.parametrize(("milestones", "told"), [("[1]", False), ("[2,3]", True)])
-def test_a_learning_rate_that_never_falls_is_told(
-    tiny_run, images, tmp_path, process_as_it_was, capsys, milestones, told
-):
-    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
-    flags = [*TINY, *where, "--subset", 0.5, "--schedule", "multistep", "--milestones", milestones]
-    train(parse_config([*map(str, flags)]), StopRequest())
+def test_a_learning_rate_that_never_falls_is_told(train_here, capsys, milestones, told):
+    train_here("run", "--subset", 0.5, "--schedule", "multistep", "--milestones", milestones)
     line = "no milestone lies within 2 epochs: the learning rate stays at 0.02"
     assert (line in capsys.readouterr().out.splitlines()) == told
 
@@ -290,45 +294,39 @@ def test_a_learning_rate_that_never_falls_is_told(
         (["--lr", "1e38", "--weight-decay", "100"], "a weight is not a finite number by step 1"),
     ],
 )
-def test_what_is_not_finite_stops_the_run_and_keeps_the_checkpoint(images, tmp_path, rates, reason):
-    flags = [*TINY, "--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
-    explode = [*rates, "--schedule", "constant", "--warmup", "0", "--log-every", "1"]
-    done = run_script("train.py", *flags, *explode, "--name", "explodes", "--checkpoint-every-steps", "1")
-    assert done.returncode == 1
-    assert f"error: {reason}" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_is_not_finite_stops_the_run_and_keeps_the_checkpoint(train_here, tmp_path, capsys, rates, reason):
+    explode = [*rates, "--schedule", "constant", "--warmup", 0, "--log-every", 1]
+    with pytest.raises(SystemExit) as ended:
+        train_here("explodes", *explode, "--checkpoint-every-steps", 1)
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {reason}")
     kept = load_newest_checkpoint(tmp_path / "explodes" / "checkpoints")
     assert kept is None or all(weight.isfinite().all() for weight in kept["model"].values())
     assert not (tmp_path / "explodes" / "best.safetensors").exists()
 
 
-OVERFLOWING = """
-import train
-from training.metrics import EvaluationMetrics
-update = EvaluationMetrics.update
-EvaluationMetrics.update = lambda metrics, logits, labels: update(metrics, logits / 0, labels)
-train.main()
-"""
+def test_a_validation_loss_that_is_not_finite_is_null_and_the_run_goes_on(train_here, monkeypatch, capsys):
+    update = EvaluationMetrics.update
+    monkeypatch.setattr(
+        EvaluationMetrics, "update", lambda metrics, logits, labels: update(metrics, logits / 0, labels)
+    )
+    run = train_here("run")
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out.count("validation loss not finite, accuracy") == 2
+    assert [row["val_loss"] for row in rows(run, "epoch")] == [None, None]
 
 
-def test_a_validation_loss_that_is_not_finite_is_null_and_the_run_goes_on(images, tmp_path):
-    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
-    job = [sys.executable, "-c", OVERFLOWING, *map(str, [*TINY, *where])]
-    done = subprocess.run(job, cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("validation loss not finite, accuracy") == 2
-    assert [row["val_loss"] for row in rows(tmp_path / "run", "epoch")] == [None, None]
-
-
-def test_split_none_trains_on_all_and_keeps_the_last_weights(train_tiny):
-    run = train_tiny("all", "--split", "none")
+def test_split_none_trains_on_all_and_keeps_the_last_weights(train_here):
+    run = train_here("run", "--split", "none")
     found = summary(run)
     assert (found["val_accuracy"], found["best_epoch"], found["steps"]) == (None, 2, 26)
     assert "val_accuracy" not in rows(run, "epoch")[0]
 
 
-def test_split_test_is_a_yardstick_that_chooses_nothing(train_tiny):
-    run = train_tiny("yardstick", "--split", "test")
+def test_split_test_is_a_yardstick_that_chooses_nothing(train_here):
+    run = train_here("run", "--split", "test")
     found, epochs = summary(run), rows(run, "epoch")
     assert found["best_epoch"] == 2
     assert found["val_accuracy"] == epochs[-1]["val_accuracy"]
@@ -350,11 +348,10 @@ def plain_sha256(train_tiny):
         "--model torchvision-resnet18 --stem cifar --schedule multistep --milestones [1]",
     ],
 )
-def test_options_train_and_change_the_result(images, plain_sha256, tmp_path, process_as_it_was, flags):
-    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "run"]
-    train(parse_config([*map(str, [*TINY, *where, "--epochs", 1]), *flags.split()]), StopRequest())
-    assert summary(tmp_path / "run")["steps"] == 11
-    assert summary(tmp_path / "run")["weights_sha256"] != plain_sha256
+def test_options_train_and_change_the_result(train_here, plain_sha256, flags):
+    found = summary(train_here("run", "--epochs", 1, *flags.split()))
+    assert found["steps"] == 11
+    assert found["weights_sha256"] != plain_sha256
 
 
 @pytest.mark.usefixtures("full_width")
