@@ -5,6 +5,7 @@ started again it goes on where it was. What comes after -- goes to train.py.
 """
 
 import argparse
+import bisect
 import functools
 import json
 import shlex
@@ -99,27 +100,27 @@ def reproduce(arguments: argparse.Namespace, extra: list[str]) -> int:
         for experiment in study.experiments
         if experiment in chosen
     }
-    changed = changes_in_words(chosen, extra)
     outcomes = {name: [Outcome(experiment) for experiment in study.experiments] for name, study in STUDIES.items()}
     for name, of_study in outcomes.items():
         for outcome in of_study:
-            read_finished(outcome, name, out, arguments, extra, outcome.experiment in chosen)
+            if outcome.experiment not in plan:
+                read_finished(outcome, name, out, arguments, extra)
     shown = {
         STUDIES[name]: of_study
         for name, of_study in outcomes.items()
-        if any(outcome.results or outcome.experiment in chosen for outcome in of_study)
+        if any(outcome.results or outcome.experiment in plan for outcome in of_study)
     }
-    command = shlex.join(["python", "reproduce.py", *sys.argv[1:]])
-    report = functools.partial(write_study_reports, shown, command, scaled, changed, out)
     in_order = [outcome for of_study in shown.values() for outcome in of_study]
-    for outcome in in_order:
-        if jobs := plan.get(outcome.experiment):
-            outcome.results, outcome.reason = [], ""
-            for job in jobs:
-                carry_out(job, outcome, arguments)
-            if not all(job.finished for job in jobs):
-                report()  # the other experiments may take days
-    report()
+    command = shlex.join(["python", "reproduce.py", *sys.argv[1:]])
+    changed = changes_in_words(chosen, extra)
+    report = functools.partial(write_study_reports, shown, command, scaled, changed, out)
+    jobs = [(job, outcome) for outcome in in_order for job in plan.get(outcome.experiment, [])]
+    for job, outcome in sorted(jobs, key=lambda pair: not pair[0].finished):  # what was trained before comes first
+        carry_out(job, outcome, arguments)
+        if not job.finished:
+            report()  # the others may take days
+    if all(job.finished for job, _ in jobs):
+        report()
     print(f"{out}/report.md and report.html: {sum(len(outcome.results) for outcome in in_order)} runs")
     return int(any(outcome.reason.startswith("failed") for outcome in in_order))
 
@@ -148,12 +149,12 @@ def scale_in_words(arguments: argparse.Namespace) -> str:
 
 def changes_in_words(experiments: Sequence[Experiment], extra: Sequence[str]) -> str:
     """What the flags after -- change of the experiments' results; "" where they change nothing of it."""
-    changed: dict[str, None] = {}
+    changed: set[str] = set()
     for name, study in STUDIES.items():
         for experiment in set(experiments) & set(study.experiments):
             recipe = recipe_of(name, experiment)
             fields, given = (parse_config([*recipe, *flags]).result_fields() for flags in ([], extra))
-            changed |= {f"{flag(key)} {given[key]}": None for key in fields if given[key] != fields[key]}
+            changed |= {f"{flag(key)} {given[key]}" for key in fields if given[key] != fields[key]}
     return f"changed: {', '.join(sorted(changed))}" if changed else ""
 
 
@@ -217,34 +218,28 @@ def carry_out(job: Job, outcome: "Outcome", arguments: argparse.Namespace) -> No
                 outcome.reason = failure
                 return
         evaluate(job)
-        outcome.results.append(read_result(job.run))
+        bisect.insort(outcome.results, read_result(job.run), key=lambda result: int(result.summary["seed"]))
     except InputError as error:  # a damaged file, say: the other experiments go on
         print(f"error: {error}", file=sys.stderr)
         outcome.reason = f"failed: {error}"
 
 
 def read_finished(
-    outcome: "Outcome",
-    study_name: str,
-    out: Path,
-    arguments: argparse.Namespace,
-    extra: Sequence[str],
-    chosen: bool,
+    outcome: "Outcome", study_name: str, out: Path, arguments: argparse.Namespace, extra: Sequence[str]
 ) -> None:
-    """The results that an experiment has from former calls with these settings, or the reason why none."""
+    """The results of an experiment that was not chosen, from runs with these settings, if there are some."""
     from training.report import read_result
 
-    absent = "" if chosen else "not chosen, "
     try:
         for run, _, config in runs_of(outcome.experiment, study_name, out, arguments, extra):
             if not is_finished(run, config, ANY_WEIGHTS):
-                outcome.reason = f"{absent}not run yet"
+                outcome.reason = "not chosen, not run yet"
             elif evaluation_of(run) is None:
-                outcome.reason = f"{absent}not evaluated yet"
+                outcome.reason = "not chosen, not evaluated yet"
             else:
                 outcome.results.append(read_result(run))
     except InputError as error:
-        outcome.reason = f"{error}" if chosen else f"not chosen; {error}"
+        outcome.reason = f"not chosen; {error}"
 
 
 def require_split(config: Config, study: Study) -> None:

@@ -75,6 +75,17 @@ def run_script(*arguments: object, processes: int = 0) -> "subprocess.CompletedP
     )
 
 
+def call_main(main: Callable[[], None], *arguments: object) -> object:
+    """Call a script's main as if it had been started with these arguments; returns its exit code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{main.__module__}.py", *map(str, arguments)])
+        try:
+            main()
+        except SystemExit as ended:
+            return ended.code
+    return 0
+
+
 @pytest.fixture
 def full_width(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of the networks themselves: here and in the processes that are started, of the width they have."""

@@ -29,7 +29,7 @@ from data.prepared import prepare
 from data.sources import find_source
 from data.spec import CIFAR10
 from resnet import build_model
-from tests.conftest import TINY, run_script
+from tests.conftest import TINY, call_main, run_script
 from tests.images import (
     Pixels,
     accept_checksums,
@@ -643,19 +643,14 @@ def is_whole_cache(folder: Path) -> bool:
     return {path.name for path in folder.iterdir()} == expected and preparation._whole(folder) is not None
 
 
-def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+def call(arguments: list[str]) -> object:
     """Run a script in this process; returns its exit code. Warnings go to stderr, as they would for a user."""
-    script, *_ = arguments
-    monkeypatch.setattr(sys, "argv", arguments)
+    script, *rest = arguments
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for kind in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
             warnings.simplefilter("ignore", kind)  # as Python does
-        try:
-            importlib.import_module(script.removesuffix(".py")).main()
-            code: object = 0
-        except SystemExit as ended:
-            code = ended.code
+        code = call_main(importlib.import_module(script.removesuffix(".py")).main, *rest)
     for warning in caught:
         print(f"{warning.category.__name__}: {warning.message}", file=sys.stderr)
     return code
@@ -677,7 +672,7 @@ def test_bad_input_ends_with_code_2_and_one_line_and_leaves_nothing(
     spoil(here, monkeypatch)
     before = remains(here)
     capfd.readouterr()
-    code = call(arguments_of(line, here, images), monkeypatch)
+    code = call(arguments_of(line, here, images))
     told = capfd.readouterr().err.splitlines()
     assert code == 2, told
     assert len(told) == 1, told
@@ -824,6 +819,6 @@ def test_all_that_is_accepted_trains_without_a_word(
         written.rename(written.with_stem(str(number)))
     Image.fromarray(PIXELS).save(here / "images" / "train" / "5.png")
     capfd.readouterr()
-    assert call(arguments_of("train.py --epochs 1", here, here), monkeypatch) == 0
+    assert call(arguments_of("train.py --epochs 1", here, here)) == 0
     assert capfd.readouterr().err == ""
     assert (here / "runs" / "bad" / "best.safetensors").exists()

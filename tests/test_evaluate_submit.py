@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import run_script
+from tests.conftest import call_main, run_script
 from training.checkpoint import load_weights
 from training.cli import METRICS
 
@@ -26,18 +25,13 @@ def run(tiny_run, tmp_path):
 
 
 @pytest.fixture
-def call(process_as_it_was, monkeypatch, capsys):
+def call(process_as_it_was, capsys):
     """Runs a script as `run_script` does, but in this process: most of a second process' time are its imports."""
 
     def run(script, *arguments):
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
         capsys.readouterr()
-        code = 0
-        try:
-            importlib.import_module(script.removesuffix(".py")).main()
-        except SystemExit as ended:
-            code = ended.code
-        return subprocess.CompletedProcess(sys.argv, code, *capsys.readouterr())
+        code = call_main(importlib.import_module(script.removesuffix(".py")).main, *arguments)
+        return subprocess.CompletedProcess([script, *arguments], code, *capsys.readouterr())
 
     return run
 

@@ -10,7 +10,6 @@ import re
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from data import ffcv_loader
 from data.files import check_digest, write_atomically, write_json, written_atomically
 from data.prepared import Prepared, prepare
 from data.sources import find_source
-from tests.conftest import TINY, run_script
+from tests.conftest import TINY, call_main, run_script
 from tests.images import pixel_source, prepared_pixels, write_kaggle
 from training import checkpoint, engine, figures, pictures
 from training.checkpoint import load_newest_checkpoint, load_weights, save_checkpoint, save_weights
@@ -367,18 +366,6 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pictures, name, lambda *arguments: write_atomically(arguments[-1], PNG))
 
 
-def call(main: Callable[[], None], *arguments: object) -> object:
-    """Run a script's main; returns its exit code."""
-    former, sys.argv = sys.argv, ["script", *map(str, arguments)]
-    try:
-        main()
-    except SystemExit as ended:
-        return ended.code
-    finally:
-        sys.argv = former
-    return 0
-
-
 def step_of_whole_run(run: Path) -> int:
     """Check that what stands under a final name is complete; the newest checkpoint's step, 0 without one."""
     found = contents(run)
@@ -415,14 +402,14 @@ def test_wherever_training_fills_the_disk_the_same_command_goes_on(
     """One page of room, then two, and so on to the end."""
     disk = make_disk(1 << 20)
     flags = [*TINY, "--log-every", 1, "--name", "run", "--data-dir", shapes, "--cache-dir", tmp_path / "cache"]
-    assert call(train.main, *flags, "--runs-dir", tmp_path) == 0
+    assert call_main(train.main, *flags, "--runs-dir", tmp_path) == 0
     expected = result(tmp_path / "run")
     run = disk.folder / "run"
     named, steps, pages = set(), set(), 0
     capfd.readouterr()
     while pages := pages + 1:
         disk.fill(leaving=pages * PAGE)
-        code = call(train.main, *flags, "--runs-dir", disk.folder)
+        code = call_main(train.main, *flags, "--runs-dir", disk.folder)
         told = capfd.readouterr().err
         if code == 0:
             break
@@ -431,7 +418,7 @@ def test_wherever_training_fills_the_disk_the_same_command_goes_on(
         named.add(match[1])  # type: ignore[index]
         steps.add(step_of_whole_run(run))
         disk.free()
-        assert call(train.main, *flags, "--runs-dir", disk.folder) == 0
+        assert call_main(train.main, *flags, "--runs-dir", disk.folder) == 0
         assert capfd.readouterr().err == ""
         assert result(run) == expected
         shutil.rmtree(run)
@@ -454,13 +441,13 @@ def test_no_room_for_the_prepared_images(
     flags = [*TINY, "--name", "run", "--data-dir", shapes, "--cache-dir", disk.folder]
     for pages in (0, 1, 10, 27, 29):
         disk.fill(leaving=pages * PAGE)
-        assert call(train.main, *flags, "--runs-dir", disk.folder.parent) == 1
+        assert call_main(train.main, *flags, "--runs-dir", disk.folder.parent) == 1
         told = capfd.readouterr().err
         assert re.fullmatch(f"error: {disk.folder}/[0-9a-f]{{16}}: No space left on device\n", told)
         assert contents(disk.folder) == {}
         assert not (disk.folder.parent / "run").exists()
     disk.free()
-    assert call(train.main, *flags, "--runs-dir", disk.folder.parent) == 0
+    assert call_main(train.main, *flags, "--runs-dir", disk.folder.parent) == 0
 
 
 @pytest.fixture
@@ -487,7 +474,7 @@ def test_no_room_for_what_evaluation_writes(
     drawn = ("confusion.png", "predictions.png", "mistakes.png")  # each of three pages
     for pages, name in ((0, drawn[0]), (2, drawn[0]), (3, drawn[1]), (6, drawn[2]), (9, "evaluation.json")):
         disk.fill(leaving=pages * PAGE)
-        assert call(evaluate.main, run) == 1
+        assert call_main(evaluate.main, run) == 1
         said, told = capfd.readouterr()
         assert told == f"error: {run}/{name}: No space left on device\n"
         assert "8 images" in said  # the table was printed before
@@ -495,10 +482,10 @@ def test_no_room_for_what_evaluation_writes(
         for picture in drawn:
             (run / picture).unlink(missing_ok=True)
     disk.free()
-    assert call(evaluate.main, run) == 0
+    assert call_main(evaluate.main, run) == 0
     before = contents(run)
     disk.fill()
-    assert call(evaluate.main, run, "--tta", "flip") == 1
+    assert call_main(evaluate.main, run, "--tta", "flip") == 1
     assert contents(run) == before
 
 
@@ -516,11 +503,11 @@ def test_no_room_for_a_submission(
             (disk.folder / "submission.csv").write_bytes(former)
         before = contents(disk.folder)
         disk.fill()
-        assert call(submit.main, *arguments) == 1
+        assert call_main(submit.main, *arguments) == 1
         assert capfd.readouterr().err == f"error: {disk.folder}/submission.csv: No space left on device\n"
         assert contents(disk.folder) == before
         disk.free()
-    assert call(submit.main, *arguments) == 0
+    assert call_main(submit.main, *arguments) == 0
     assert (disk.folder / "submission.csv").read_text().startswith("id,label\n1,")
 
 
@@ -547,7 +534,7 @@ def test_scripts_tell_of_a_folder_that_may_not_be_written(
         for lock in cache.glob("*.lock"):  # of another user, and closed
             lock.unlink()
         with without_rights(open_folder, but=cache):
-            code = call(main, *arguments)
+            code = call_main(main, *arguments)
         told = capfd.readouterr().err
         pattern = f"error: {re.escape(str(named))}(/[0-9a-f]{{16}}.lock)?: Permission denied\n"
         assert (code, bool(re.fullmatch(pattern, told))) == (1, True), told

@@ -268,6 +268,16 @@ def test_what_was_done_is_in_a_report_when_the_rest_is_stopped(done, monkeypatch
     assert "| not chosen, not run yet |" in rows["| exp6"]
 
 
+def test_results_are_in_the_order_of_their_seeds_whenever_they_were_trained(monkeypatch):
+    outcome = Outcome(CIFAR10_STUDY.experiments[0])
+    monkeypatch.setattr(reproduce, "evaluate", lambda job: None)
+    for seed in (1, 0, 2):
+        monkeypatch.setattr(report, "read_result", lambda run, seed=seed: result(0.5, seed))
+        job = reproduce.Job(Path("run"), [], Config(), "test", "none", finished=True)
+        reproduce.carry_out(job, outcome, reproduce.make_parser().parse_args(["all"]))
+    assert [each.summary["seed"] for each in outcome.results] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("code", [1, 2, 137])
 def test_after_a_training_that_fails_the_others_go_on_and_the_report_says_so(cifar10, monkeypatch, tmp_path, code):
     started = fake_train(monkeypatch, code)

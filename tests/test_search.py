@@ -2,12 +2,11 @@
 
 import json
 import math
-import sys
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT, run_script
+from tests.conftest import ROOT, call_main, run_script
 from training import jobs, search
 from training.config import parse_config
 
@@ -52,15 +51,6 @@ def test_draws_are_a_function_of_seed_and_trial_and_keep_to_their_distribution()
     assert {settings["cutout"] for settings in drawn} == {8}
 
 
-def search_here(monkeypatch, *arguments: object) -> int | str | None:
-    monkeypatch.setattr(sys, "argv", ["search", *map(str, arguments)])
-    try:
-        search.main()
-    except SystemExit as ended:
-        return ended.code
-    return 0
-
-
 @pytest.fixture
 def trained(monkeypatch):
     """In place of train.py: the smaller the learning rate the better, above 0.05 it fails. Returns the starts."""
@@ -80,8 +70,8 @@ def trained(monkeypatch):
     return started
 
 
-def test_a_third_of_the_trials_goes_on_for_three_times_as_long(trained, monkeypatch, tmp_path, capsys):
-    assert search_here(monkeypatch, SWEEP, "--trials", 9, "--out", tmp_path) == 0
+def test_a_third_of_the_trials_goes_on_for_three_times_as_long(trained, tmp_path, capsys):
+    assert call_main(search.main, SWEEP, "--trials", 9, "--out", tmp_path) == 0
     rounds = [trained[:9], trained[9:12], trained[12:]]
     assert [len(configs) for configs in rounds] == [9, 3, 1]
     assert [configs[0].epochs for configs in rounds] == [17, 50, 150]
@@ -94,26 +84,26 @@ def test_a_third_of_the_trials_goes_on_for_three_times_as_long(trained, monkeypa
     assert all((trial["accuracy"][0] == -1) == (trial["settings"]["lr"] > 0.05) for trial in recorded)
 
 
-def test_all_of_the_sweeps_command_counts_and_a_value_may_be_a_list(trained, monkeypatch, tmp_path):
+def test_all_of_the_sweeps_command_counts_and_a_value_may_be_a_list(trained, tmp_path):
     sweep, recipe = tmp_path / "sweep.yaml", SWEEP.parent / "cifar10.yaml"
     sweep.write_text(sweep_of({"milestones": {"value": [30, 50]}}, recipe, "--stem=imagenet"))
-    assert search_here(monkeypatch, sweep, "--trials", 1, "--out", tmp_path / "out", "--", "--lr", 0.02) == 0
+    assert call_main(search.main, sweep, "--trials", 1, "--out", tmp_path / "out", "--", "--lr", 0.02) == 0
     (config,) = trained
     assert (config.dataset, config.stem, config.milestones, config.lr) == ("cifar10", "imagenet", [30, 50], 0.02)
 
 
-def test_a_trial_that_could_not_be_trained_is_found_before_any_is(trained, monkeypatch, tmp_path, capsys):
+def test_a_trial_that_could_not_be_trained_is_found_before_any_is(trained, tmp_path, capsys):
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(sweep_of({"epochs": {"values": [1, 0]}}))
-    assert search_here(monkeypatch, sweep, "--trials", 9, "--out", tmp_path / "out") == 2
+    assert call_main(search.main, sweep, "--trials", 9, "--out", tmp_path / "out") == 2
     assert trained == []
     assert "--epochs 0" in capsys.readouterr().err
 
 
-def test_trials_that_fail_do_not_go_on_and_none_left_is_an_error(trained, monkeypatch, tmp_path, capsys):
+def test_trials_that_fail_do_not_go_on_and_none_left_is_an_error(trained, tmp_path, capsys):
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(sweep_of({"lr": {"values": [0.1, 0.2]}, "optimizer": {"values": ["adam", "adamw"]}}))
-    assert search_here(monkeypatch, sweep, "--trials", 3, "--out", tmp_path / "out") == 1
+    assert call_main(search.main, sweep, "--trials", 3, "--out", tmp_path / "out") == 1
     assert len(trained) == 3
     assert {config.optimizer for config in trained} <= {"adam", "adamw"}
     assert "the training of every trial failed" in capsys.readouterr().err
@@ -130,7 +120,7 @@ def test_a_search_trains_and_goes_on_where_it_was(images, tmp_path, monkeypatch)
     best = json.loads((tmp_path / "out/search.json").read_text())
     assert sorted(len(trial["accuracy"]) for trial in best) == [1, 2]
     monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained again"))
-    assert search_here(monkeypatch, *flags) == 0
+    assert call_main(search.main, *flags) == 0
     assert json.loads((tmp_path / "out/search.json").read_text()) == best
 
 
@@ -156,6 +146,6 @@ def test_mistakes_are_one_line(content, flags, named, monkeypatch, tmp_path, cap
     sweep = tmp_path / ("sweep.yaml" if content is not None else "no.yaml")
     if content is not None:
         sweep.write_text(content)
-    assert search_here(monkeypatch, "--out", tmp_path / "out", sweep, *flags) == 2
+    assert call_main(search.main, "--out", tmp_path / "out", sweep, *flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line

@@ -129,16 +129,19 @@ def test_a_killed_run_resumes_in_mid_epoch_to_the_same_bits(tiny_run, images, tm
     assert_same_run(run, tiny_run)
 
 
-def again(tiny_run: Path, images: Path, tmp_path: Path, after_epoch: int, spoil: Callable[[Path], object]) -> Path:
-    """A copy of a run, as it was after an epoch but for best.safetensors, is spoilt and started again, in here."""
-    run = shutil.copytree(tiny_run, tmp_path / "again")
-    if after_epoch == 1:
-        for path in (run / "summary.json", *(run / "checkpoints").glob("step-00000022*")):
-            path.unlink()
-    spoil(run / "best.safetensors")
-    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", "again"]
-    train(parse_config([*map(str, [*TINY, *where, "--log-every", 1])]), StopRequest())
-    return run
+@pytest.fixture
+def again(tiny_run, tmp_path, train_here):
+    """A copy of a run, as it was after an epoch but for best.safetensors, is spoilt and started again."""
+
+    def start(after_epoch: int, spoil: Callable[[Path], object]) -> Path:
+        run = shutil.copytree(tiny_run, tmp_path / "again")
+        if after_epoch == 1:
+            for path in (run / "summary.json", *(run / "checkpoints").glob("step-00000022*")):
+                path.unlink()
+        spoil(run / "best.safetensors")
+        return train_here("again", "--log-every", 1)
+
+    return start
 
 
 def flip_a_bit(path: Path) -> None:
@@ -147,10 +150,8 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_damaged_weights_of_the_best_epoch_are_told_and_replaced_by_the_best_that_is_left(
-    tiny_run, images, tmp_path, process_as_it_was, capsys
-):
-    run = again(tiny_run, images, tmp_path, 1, flip_a_bit)
+def test_damaged_weights_of_the_best_epoch_are_told_and_replaced_by_the_best_that_is_left(again, tiny_run, capsys):
+    run = again(1, flip_a_bit)
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
         r"warning: .*best\.safetensors: .*; the best of the epochs that are left takes its place", line
@@ -160,11 +161,9 @@ def test_damaged_weights_of_the_best_epoch_are_told_and_replaced_by_the_best_tha
     assert summary(run)["weights_sha256"] == summary(tiny_run)["weights_sha256"]
 
 
-def test_a_finished_run_whose_best_weights_are_missing_is_refused(
-    tiny_run, images, tmp_path, process_as_it_was, capsys
-):
+def test_a_finished_run_whose_best_weights_are_missing_is_refused(again, capsys):
     with pytest.raises(SystemExit) as ended:
-        again(tiny_run, images, tmp_path, 2, Path.unlink)
+        again(2, Path.unlink)
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
@@ -173,7 +172,7 @@ def test_a_finished_run_whose_best_weights_are_missing_is_refused(
 
 
 def test_best_weights_of_an_epoch_that_is_repeated_do_not_outlive_their_place_in_the_summary(
-    tiny_run, images, tmp_path, process_as_it_was, capsys
+    again, tiny_run, capsys
 ):
     """The process was killed between the weights and the checkpoint; the epoch's repetition may come out worse."""
     about = load_weights(tiny_run / "best.safetensors")[1] | {"epoch": 2}
@@ -181,7 +180,7 @@ def test_best_weights_of_an_epoch_that_is_repeated_do_not_outlive_their_place_in
     def of_epoch_2(path: Path) -> None:
         save_weights(path, load_weights(path)[0], about)
 
-    run = again(tiny_run, images, tmp_path, 1, of_epoch_2)
+    run = again(1, of_epoch_2)
     assert capsys.readouterr().err == ""
     assert summary(run)["best_epoch"] == load_weights(run / "best.safetensors")[1]["epoch"] == 2
 
@@ -200,12 +199,12 @@ def test_training_goes_on_when_nobody_reads_what_it_says(images, tmp_path):
     assert (tmp_path / "run/summary.json").exists()
 
 
-def test_a_finished_run_started_again_stays_as_it_is(tiny_run, images, tmp_path, process_as_it_was, capsys):
+def test_a_finished_run_started_again_stays_as_it_is(again, tiny_run, capsys):
     """Also by other versions than those that computed it."""
     left = [(tiny_run / name).read_bytes() for name in ("summary.json", "metrics.jsonl", "best.safetensors")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder, "versions", lambda: hardware.versions() | {"torch": "9.9"})
-        run = again(tiny_run, images, tmp_path, 2, lambda weights: None)
+        run = again(2, lambda weights: None)
     reached = summary(tiny_run)
     assert f"finished before; accuracy {100 * reached['val_accuracy']:.2f} %" in capsys.readouterr().out
     assert [(run / name).read_bytes() for name in ("summary.json", "metrics.jsonl", "best.safetensors")] == left
@@ -221,18 +220,16 @@ def test_the_summary_marks_a_run_that_needs_nothing_more(train_here, tmp_path, m
     assert finished == [({}, False), ({"failed": True}, True)]  # the second finds nothing left
 
 
-def test_a_damaged_summary_is_written_anew(tiny_run, images, tmp_path, process_as_it_was):
+def test_a_damaged_summary_is_written_anew(again, tiny_run):
     def cut_summary(weights: Path) -> None:
         (weights.parent / "summary.json").write_bytes((tiny_run / "summary.json").read_bytes()[:-9])
 
-    run = again(tiny_run, images, tmp_path, 2, cut_summary)
+    run = again(2, cut_summary)
     assert summary(run)["weights_sha256"] == summary(tiny_run)["weights_sha256"]
 
 
 @pytest.mark.parametrize("without", ["summary.json", "metrics.jsonl"])
-def test_a_run_whose_checkpoints_are_gone_is_not_started_again(
-    tiny_run, images, tmp_path, process_as_it_was, capsys, without
-):
+def test_a_run_whose_checkpoints_are_gone_is_not_started_again(again, tiny_run, tmp_path, capsys, without):
     """What shows that it had some: its summary, or the rows of two epochs."""
 
     def remove(weights: Path) -> None:
@@ -240,7 +237,7 @@ def test_a_run_whose_checkpoints_are_gone_is_not_started_again(
         (weights.parent / without).unlink()
 
     with pytest.raises(SystemExit) as ended:
-        again(tiny_run, images, tmp_path, 2, remove)
+        again(2, remove)
     assert ended.value.code == 2
     assert re.fullmatch(r"error: .*again: no checkpoint to go on from; .*\n", capsys.readouterr().err)
     assert (tmp_path / "again/best.safetensors").read_bytes() == (tiny_run / "best.safetensors").read_bytes()
@@ -266,15 +263,14 @@ def test_an_epoch_stopped_in_its_validation_has_the_rate_of_the_run_so_far(image
     assert trainer.images_per_second == pytest.approx(expected, rel=0.01)
 
 
-def test_a_run_that_goes_on_with_other_versions_is_warned(tiny_run, images, tmp_path, process_as_it_was, capsys):
-    again(tiny_run, images, tmp_path, 2, lambda weights: None)
+def test_a_run_that_goes_on_with_other_versions_is_warned(again, tmp_path, capsys):
+    again(2, lambda weights: None)
     assert capsys.readouterr().err == ""
     found = hardware.versions() | {"torch": "9.9"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recorder, "versions", lambda: found)
         shutil.rmtree(tmp_path / "again")
-        forget_accelerate()
-        again(tiny_run, images, tmp_path, 2, lambda weights: None)
+        again(2, lambda weights: None)
     former = hardware.versions()["torch"]
     assert capsys.readouterr().err == f"warning: going on with other than before: torch {former} -> 9.9\n"
 

@@ -234,8 +234,8 @@ class Recorder(NullRecorder):
             parts = [f"epoch {row['epoch']}/{self.config.epochs}", f"loss {row['train_loss']:.4f}"]
             parts.append(f"accuracy {100 * row['train_accuracy']:.2f} %")
             if "val_loss" in row:
-                kind = "test" if self.config.split == "test" else "validation"
-                parts.append(f"{kind} loss {shown(row['val_loss'])}, accuracy {100 * row['val_accuracy']:.2f} %")
+                loss, accuracy = shown(row["val_loss"]), 100 * row["val_accuracy"]
+                parts.append(f"{self.config.evaluated_on} loss {loss}, accuracy {accuracy:.2f} %")
             parts.append(f"{row['images_per_second']:.0f} images/s, {row['seconds']:.0f} s")
             tell("  ".join(parts))
 

@@ -50,7 +50,7 @@ def read_result(run: Path) -> Result:
 
 @dataclass
 class Outcome:
-    """An experiment's finished runs, one for each seed; or why there are none."""
+    """An experiment's finished runs, one for each seed; or why there are none, "" where they are still to come."""
 
     experiment: Experiment
     results: list[Result] = field(default_factory=list)
@@ -195,7 +195,7 @@ def _row(outcome: Outcome) -> list[str]:
     figure = (f"{experiment.figure} (test)" if experiment.on_test else experiment.figure) or "-"
     row = [experiment.name, experiment.what, figure]
     if not results:
-        return [*row, outcome.reason, *["-"] * 8]
+        return [*row, outcome.reason or "not run yet", *["-"] * 8]
     validation = [result.summary["val_accuracy"] for result in results if result.summary["val_images"]]
     test = [result.test_accuracy for result in results if result.test_accuracy is not None]
     ours = test if experiment.on_test else validation
