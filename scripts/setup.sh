@@ -37,7 +37,9 @@ fi
 
 say "installing requirements.txt (several gigabytes where PyTorch comes with CUDA)"
 pip install --quiet $pins --upgrade pip
-grep -v '^ffcv' requirements.txt | pip install --quiet $pins -r requirements-dev.txt -r /dev/stdin
+grep -v '^ffcv' requirements.txt | pip install --quiet --no-compile $pins -r requirements-dev.txt -r /dev/stdin
+# pip would compile on one core. What cannot be compiled are templates in some packages.
+.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 
 # What is left of requirements.txt now is FFCV. The import tells whether its libraries are there, too; FFCV
 # that does not import must go, as the loaders take an installed one to work.
