@@ -9,7 +9,6 @@ B4  Accelerate's example (huggingface/accelerate, examples/cv_example.py): a pre
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,19 +49,17 @@ class ImageDataset(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image = self.images[index]
-        if isinstance(image, Path):
+        if isinstance(image, str):
             with Image.open(image) as file:
                 return self.transform(file.convert("RGB")), int(self.labels[index])
         return self.transform(Image.fromarray(image)), int(self.labels[index])
 
 
-def pil_transform(
-    mean: Sequence[float], std: Sequence[float], augment: bool = True, normalize: bool = True
-) -> transforms.Compose:
+def pil_transform(mean: Sequence[float], std: Sequence[float], normalize: bool = True) -> transforms.Compose:
     """Random crop, random flip, to float and normalised: torchvision's, in the order of B1."""
     random = [transforms.RandomCrop(IMAGE_SIZE, padding=PADDING), transforms.RandomHorizontalFlip()]
     last = [transforms.Normalize(mean, std)] if normalize else []
-    return transforms.Compose([*(random if augment else []), transforms.ToTensor(), *last])
+    return transforms.Compose([*random, transforms.ToTensor(), *last])
 
 
 def pil_loader(dataset: Dataset[tuple[Tensor, int]], batch_size: int, workers: int) -> "DataLoader[Any]":

@@ -41,9 +41,6 @@ from training.config import Config
 from training.engine import make_stream, open_data, open_prepared
 from training.hardware import make_accelerator
 
-_OF_FFCV = ("ours, ffcv", "B2", "B2 with cutout")
-NAMES = ("ours, ffcv", "ours, resident", "ours, resident, bf16", "B1, arrays", "B1, PNG", "B2", "B2 with cutout")
-
 SECONDS = 2.0
 """Of a measurement, at least: one pass of the fastest takes tenths, and begins as a process that was idle."""
 
@@ -51,7 +48,8 @@ Passes = Callable[[], Iterator[Tensor]]
 """Starts one pass over the images: augmented floats (n, 3, 32, 32) on the device."""
 
 
-def ours(loader: Any, precision: Any, config: Config) -> Passes:
+def ours(loader: Any, precision: Any, config: Config, _prepared: Prepared) -> Passes:
+    """Opens the images itself, as it does in training."""
     config = replace(config, loader=loader, precision=precision)
     accelerator = make_accelerator(config)
     prepared, opened, _ = open_data(config, accelerator)
@@ -84,15 +82,16 @@ def _count(config: Config, prepared: Prepared) -> int:
     return round(config.subset * prepared.train_count)
 
 
-def open_passes(name: str, config: Config, prepared: Prepared) -> Passes:
-    """prepared: for the baselines; ours open it themselves, as they do in training."""
-    kind, *variants = name.split(", ")
-    if kind == "ours":
-        loader, precision = (*variants, "no")[:2]
-        return ours(loader, precision, config)
-    if kind == "B1":
-        return pil(variants == ["PNG"], config, prepared)
-    return ffcv(kind == "B2 with cutout", config, prepared)
+OPENERS: dict[str, Callable[[Config, Prepared], Passes]] = {
+    "ours, ffcv": partial(ours, "ffcv", "no"),
+    "ours, resident": partial(ours, "resident", "no"),
+    "ours, resident, bf16": partial(ours, "resident", "bf16"),
+    "B1, arrays": partial(pil, False),
+    "B1, PNG": partial(pil, True),
+    "B2": partial(ffcv, False),
+    "B2 with cutout": partial(ffcv, True),
+}
+_OF_FFCV = ("ours, ffcv", "B2", "B2 with cutout")
 
 
 def of_whole_passes(name: str, config: Config) -> Config:
@@ -107,7 +106,7 @@ def open_throughput(name: str, configs: list[Config]) -> Callable[[int], dict[st
     def measure(index: int) -> dict[str, Any]:
         if index not in opened:
             config = of_whole_passes(name, configs[index])
-            opened[index] = open_passes(name, config, open_prepared(config))
+            opened[index] = OPENERS[name](config, open_prepared(config))
         torch.set_num_threads(configs[index].workers)  # those of ours that augment, and of the resident loader all
         return timed_passes(opened[index])
 
@@ -150,7 +149,7 @@ def open_start(name: str, config: Config) -> Callable[[bool], dict[str, float]]:
     def measure(watch_memory: bool) -> dict[str, float]:
         with PeakMemory(os.getpid()) if watch_memory else nullcontext() as memory:
             started = time.perf_counter()
-            images = open_passes(name, config, prepared)()
+            images = OPENERS[name](config, prepared)()
             next(images)
             synchronize(default_device())
             first = time.perf_counter() - started
@@ -208,7 +207,7 @@ def benchmark(arguments: Namespace) -> list[Row]:
     for name in arguments.only or ():
         if name in absent:
             raise InputError(f"--only {name}: needs {'FFCV' if name in _OF_FFCV else 'image files'}")
-    names = [name for name in arguments.only or NAMES if name not in absent]
+    names = [name for name in arguments.only or OPENERS if name not in absent]
     workers = (1, 2, allowed_cores()) if arguments.full and allowed_cores() > 2 else (1, 2)
     configs = [
         replace(base, batch_size=batch, workers=number, subset=min(1.0, images / count))
@@ -229,7 +228,7 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, default=0, help="of a pass of B1; default: 10000, or all with --full"
     )
-    parser.add_argument("--only", nargs="+", choices=NAMES, help="these loaders; default: all")
+    parser.add_argument("--only", nargs="+", choices=tuple(OPENERS), help="these loaders; default: all")
     run("loaders", parser, benchmark)
 
 
