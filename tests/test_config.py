@@ -10,7 +10,7 @@ import pytest
 
 import resnet
 from data.errors import InputError
-from tests.conftest import ROOT, run_script
+from tests.conftest import ROOT
 from training.config import Config, make_parser, parse_config
 
 RELIED_ON = (
@@ -120,14 +120,6 @@ def test_a_faulty_recipe_is_named(tmp_path, text, named):
     assert named in str(caught.value)
     assert "mine.yaml" in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_a_mistaken_flag_ends_the_script_with_code_2_and_one_line():
-    done = run_script("train.py", "--lr", "abc")
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --lr")
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stdout == ""
 
 
 def test_each_run_of_a_wandb_sweep_has_a_name_of_its_own(monkeypatch):

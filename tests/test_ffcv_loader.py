@@ -291,30 +291,12 @@ def truncate(prepared: Prepared) -> None:
     os.truncate(beton(prepared), beton(prepared).stat().st_size * 2 // 3)
 
 
-def cut_one_byte(prepared: Prepared) -> None:
-    os.truncate(beton(prepared), beton(prepared).stat().st_size - 1)
-
-
-def flip_bit(prepared: Prepared) -> None:
-    content = bytearray(beton(prepared).read_bytes())
-    content[len(content) // 2] ^= 1
-    beton(prepared).write_bytes(content)
-
-
-def empty(prepared: Prepared) -> None:
-    beton(prepared).write_bytes(b"")
-
-
 def remove(prepared: Prepared) -> None:
     beton(prepared).unlink()
 
 
 def forget(prepared: Prepared) -> None:
     beton(prepared).with_suffix(".beton.json").unlink()
-
-
-def damage_record(prepared: Prepared) -> None:
-    os.truncate(beton(prepared).with_suffix(".beton.json"), 20)
 
 
 def take_another_record(prepared: Prepared) -> None:
@@ -329,14 +311,8 @@ def take_another(prepared: Prepared) -> None:
         path.rename(prepared.folder / path.name)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        *(truncate, cut_one_byte, flip_bit, empty, remove, forget, damage_record, take_another_record),
-        take_another,
-    ],
-)
-def test_a_beton_that_is_not_whole_or_not_of_this_data_is_written_anew(
+@pytest.mark.parametrize("damage", [remove, forget, take_another_record, take_another])
+def test_a_beton_that_is_missing_or_not_of_this_data_is_written_anew(
     small: Prepared, damage: Callable[[Prepared], None]
 ) -> None:
     intact = whole_beton(small).read_bytes()
@@ -420,7 +396,7 @@ def test_an_error_while_writing_is_raised_and_leaves_nothing(
     before = set(os.listdir(small.folder))
     if former:
         whole_beton(small)
-        cut_one_byte(small)
+        truncate(small)
         shared_blocks.clear()
     with monkeypatch.context() as patch:
         fail_at(patch, failing)

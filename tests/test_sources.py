@@ -150,23 +150,6 @@ def test_kaggles_test_images_are_labelled_only_by_test_labels(tmp_path: Path) ->
     assert len(kaggle(tmp_path).load().test.images) == 0
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "\ufeffid,label\n2,dog\n1,cat\n",
-        "id,label\r\n1,cat\r\n2,dog\r\n",
-        'id,label\n"1","cat"\n2,"dog"\n',
-        '"id","label"\r\n1,cat\r\n\r\n2,dog',
-        "\ufeff\"id\",label\r\n1,cat\r\n'2',dog\r\n".replace("'", '"'),
-    ],
-    ids=["byte order mark", "CRLF", "quotes", "empty line and no end of line", "all of them"],
-)
-def test_labels_are_read_from_csv_of_any_kind(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "trainLabels.csv"
-    path.write_bytes(text.encode())
-    assert read_labels(path).to_dict() == {1: "cat", 2: "dog"}
-
-
 def test_labels_that_look_like_missing_values_are_names(tmp_path: Path) -> None:
     path = write_labels(tmp_path / "labels.csv", [(1, "NA"), (2, "null"), (3, "007")])
     assert read_labels(path).to_dict() == {1: "NA", 2: "null", 3: "007"}
