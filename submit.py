@@ -8,8 +8,8 @@ import pandas as pd
 from data.decode import decode_stream
 from data.errors import InputError
 from data.files import write_atomically
+from data.labels import label_table
 from data.listing import numbered_images
-from data.sources import read_labels
 from training.cli import TTA, TTA_HELP, OneLineParser, one_line_errors
 
 
@@ -45,7 +45,7 @@ def check_against_sample(folder: Path, ids: list[int]) -> set[str]:
     """
     for sample in (folder / "sampleSubmission.csv", folder.resolve().parent / "sampleSubmission.csv"):
         if sample.is_file():
-            labels = read_labels(sample)
+            labels = label_table(sample)["label"]
             expected = set(labels.index)
             if missing := sorted(expected - set(ids)):
                 raise InputError(

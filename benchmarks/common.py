@@ -188,7 +188,7 @@ def run(name: str, parser: OneLineParser, benchmark: Callable[[Namespace], list[
 
 
 def base_config(arguments: Namespace, **changes: Any) -> Config:
-    """The suite's own config for the benchmark's data: the published recipe but for cutout, nothing held out."""
+    """The suite's defaults for the benchmark's data; nothing held out."""
     settings: dict[str, Any] = {
         "dataset": arguments.dataset,
         "data_dir": arguments.data_dir,

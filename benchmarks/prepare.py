@@ -19,7 +19,7 @@ from PIL import Image
 from benchmarks.common import HAS_FFCV, Contender, Row, base_config, interleave, make_parser, run
 from benchmarks.processes import python, run_command
 from data.spec import SPECS
-from training.checkpoint import save_weights
+from training.checkpoint import take_weights
 from training.config import Config
 from training.engine import initial_model, open_prepared
 
@@ -61,7 +61,7 @@ def untrained_weights(config: Config, path: Path) -> Path:
     config = replace(config, stem="imagenet")
     classes = SPECS["cifar10"].classes
     about: dict[str, Any] = {"config": asdict(config), "data": "", "classes": classes, "precision": "bf16"}
-    save_weights(path, initial_model(config, len(classes)), about | {"mean": [0.5] * 3, "std": [0.25] * 3})
+    take_weights(path, initial_model(config, len(classes)), about | {"mean": [0.5] * 3, "std": [0.25] * 3})()
     return path
 
 

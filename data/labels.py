@@ -10,7 +10,13 @@ from data.errors import InputError
 
 
 def label_table(path: Path) -> pd.DataFrame:
-    """label, and the row that it ends in, by id."""
+    """The columns label and row (that it ends in, counted as an editor counts lines), by id; labels as written.
+
+    A byte order mark, CRLF line ends, quoted fields and empty lines are accepted.
+
+    Raises:
+        InputError: with the row.
+    """
     labels: dict[int, str] = {}
     rows: dict[int, int] = {}
     try:

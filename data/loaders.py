@@ -15,7 +15,9 @@ from data.prepared import Prepared
 
 
 class Batch(NamedTuple):
-    """Images uint8 (n, 3, h, w), channels_last in memory; labels and ids int64 (n,); all on the device.
+    """Images (n, 3, h, w), of a loader uint8 in channels_last, of a Stream floats; labels and ids int64 (n,).
+
+    All on the device.
 
     Of mixed images (data/mixing.py) also the partners' labels (n,), and lam, the weight of `labels` in the loss.
     """

@@ -51,15 +51,15 @@ def subset(labels: Tensor, fraction: float, seed: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def _hold_out(labels: Tensor, fraction: float, rank: Tensor, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Of each class the ids that come first by `rank` (int64, one for each id) go to validation."""
+def _hold_out(labels: Tensor, fraction: float, keys: Tensor, classes: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Of each class the ids that come first by `keys` (int64, one for each id) go to validation."""
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     for ids in _ids_by_class(labels):
         if len(ids) < 2:
             label = int(labels[ids])
             name = repr(classes[label]) if classes else label
             raise InputError(f"class {name} has one image: it cannot be split; add images or use --split none")
-        held_out[_first(ids, rank, min(max(round(fraction * len(ids)), 1), len(ids) - 1))] = True
+        held_out[_first(ids, keys, min(max(round(fraction * len(ids)), 1), len(ids) - 1))] = True
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
 
 
@@ -67,9 +67,9 @@ def _ids_by_class(labels: Tensor) -> list[Tensor]:
     return [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
 
 
-def _first(ids: Tensor, rank: Tensor, count: int) -> Tensor:
-    """The `count` of `ids` with the smallest rank."""
-    return ids[torch.argsort(rank[ids], stable=True)[:count]]
+def _first(ids: Tensor, keys: Tensor, count: int) -> Tensor:
+    """The `count` of `ids` with the smallest keys."""
+    return ids[torch.argsort(keys[ids], stable=True)[:count]]
 
 
 def epoch_batches(ids: Tensor, batch_size: int, seed: int, epoch: int) -> Tensor:

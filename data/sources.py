@@ -4,7 +4,6 @@
 (`signature`), and lists its images and labels in full when they have to be read (`load`).
 """
 
-import hashlib
 import io
 import os
 import shutil
@@ -22,6 +21,7 @@ from filelock import FileLock
 from PIL import Image
 
 from data.errors import InputError
+from data.files import sha256_of
 from data.labels import label_table
 from data.listing import IMAGE_SUFFIXES, describe, digest, image_entries, natural_order, numbered_images, readable
 from data.spec import SPECS, DatasetSpec
@@ -57,17 +57,6 @@ class Source(Protocol):
         """List all images with their labels; InputError for what the user has to mend."""
 
 
-def read_labels(path: Path) -> pd.Series:
-    """The labels of a CSV file with the columns id and label, indexed by id, as written.
-
-    A byte order mark, CRLF line ends, quoted fields and empty lines are accepted.
-
-    Raises:
-        InputError: with the row, counted as an editor counts lines.
-    """
-    return label_table(path)["label"]
-
-
 class KaggleFolder:
     """train/<number>.png with trainLabels.csv, as in Kaggle's "cifar-10".
 
@@ -90,7 +79,7 @@ class KaggleFolder:
         parts = []
         for name, table in self.splits:
             with readable(table):
-                parts.append(hashlib.sha256(table.read_bytes()).hexdigest())
+                parts.append(sha256_of(table))
             parts += describe(self.folder / name)
         return digest(parts)
 
@@ -340,7 +329,7 @@ class BuiltInShapes:
     def signature(self) -> str:
         from data import shapes
 
-        return digest([hashlib.sha256(Path(shapes.__file__).read_bytes()).hexdigest()])
+        return sha256_of(Path(shapes.__file__))
 
     def load(self) -> Contents:
         from data import shapes

@@ -123,11 +123,9 @@ def stem_layers(stem: str, channels: int) -> tuple[nn.Conv2d, nn.Module]:
         return nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.Identity()
     if stem == "cifar-pool":
         return nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.MaxPool2d(3, stride=2, padding=1)
-    if stem == "keras":
-        # 'same' adds a row at the bottom and a column at the right; -inf, as padding never wins a maximum.
-        pool = nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), float("-inf")), nn.MaxPool2d(2, stride=1))
-        return nn.Conv2d(3, channels, 3), pool
-    raise ValueError(f"stem {stem!r} is unknown: allowed are {', '.join(STEMS)}")
+    # keras: 'same' adds a row at the bottom and a column at the right; -inf, as padding never wins a maximum.
+    pool = nn.Sequential(nn.ConstantPad2d((0, 1, 0, 1), float("-inf")), nn.MaxPool2d(2, stride=1))
+    return nn.Conv2d(3, channels, 3), pool
 
 
 def layer(in_channels: int, channels: int, blocks: int, stride: int, keras: bool) -> nn.Sequential:
@@ -149,8 +147,6 @@ def initialise(model: nn.Module, init: str) -> None:
     In the last two the biases of convolutions, which only the `keras` stem has, are zero. BatchNorm begins
     with weight 1 and bias 0 in all of them; `zero_last_batchnorms` may change that afterwards.
     """
-    if init not in INITS:
-        raise ValueError(f"init {init!r} is unknown: allowed are {', '.join(INITS)}")
     if init == "default":
         return
     for module in model.modules():

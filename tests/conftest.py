@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -20,7 +21,8 @@ from filelock import FileLock
 
 import resnet.resnet
 from tests.light.sitecustomize import NARROW
-from training.stopping import SIGNALS
+from training.config import parse_config
+from training.stopping import SIGNALS, StopRequest
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["--dataset", "folder", "--stem", "imagenet", "--epochs", "2", "--batch-size", "12", "--lr", "0.02"]
@@ -177,6 +179,31 @@ def process_as_it_was() -> Iterator[None]:
 def forget_accelerate() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture
+def train_here(images: Path, tmp_path: Path, process_as_it_was: None) -> Callable[..., Path]:
+    """Trains as `train_tiny` does, but in this process: most of a second one's time are its imports."""
+    from train import train
+
+    def run(name: str, *flags: object) -> Path:
+        forget_accelerate()
+        where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", name]
+        train(parse_config([*map(str, [*TINY, *where, *flags])]), StopRequest())
+        return tmp_path / name
+
+    return run
+
+
+@pytest.fixture
+def ffcv_loader() -> ModuleType:
+    """data/ffcv_loader.py. Importing ffcv sets torch's threads to 1, for every test of the session."""
+    threads = torch.get_num_threads()
+    pytest.importorskip("ffcv")
+    from data import ffcv_loader
+
+    torch.set_num_threads(threads)
+    return ffcv_loader
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """The moving average of the weights, against its formula."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from train import train
 from training.averaging import MovingAverage
 from training.checkpoint import load_newest_checkpoint, weights_sha256
 from training.config import Config
@@ -60,22 +60,17 @@ def test_its_state_is_restored_to_the_same_bits():
     assert all(torch.equal(value, restored[name]) for name, value in one.state_dict().items())
 
 
-def test_a_run_saves_the_average_and_goes_on_with_both(
-    images: Path, tmp_path: Path, process_as_it_was: None
-) -> None:
-    small = {"stem": "imagenet", "epochs": 1, "batch_size": 32, "lr": 0.02, "precision": "no", "ema": 0.9}
-    where = {"data_dir": str(images), "runs_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
-    kept = {"dataset": "folder", "name": "averaged", "loader": "resident", "tracker": "none", "split": "none"}
-    train(Config(**small, **where, **kept), StopRequest())  # type: ignore[arg-type]
-    saved = load_file(tmp_path / "averaged" / "best.safetensors")
-    state = load_newest_checkpoint(tmp_path / "averaged" / "checkpoints")
+def test_a_run_saves_the_average_and_goes_on_with_both(train_here: Callable[..., Path]) -> None:
+    run = train_here("averaged", "--epochs", 1, "--batch-size", 32, "--ema", 0.9, "--split", "none")
+    saved = load_file(run / "best.safetensors")
+    state = load_newest_checkpoint(run / "checkpoints")
     assert state is not None
     assert state["average"]["n_averaged"] == 5
     assert saved.keys() == state["model"].keys()
     for name, value in saved.items():
         assert torch.equal(value, state["average"][f"module.{name}"])
     assert not torch.equal(saved["conv1.weight"], state["model"]["conv1.weight"])
-    summary = json.loads((tmp_path / "averaged" / "summary.json").read_text())
+    summary = json.loads((run / "summary.json").read_text())
     assert summary["weights_sha256"] == weights_sha256(saved)
 
 

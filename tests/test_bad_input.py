@@ -39,7 +39,7 @@ from tests.images import (
     write_class_folder,
     write_kaggle,
 )
-from training.checkpoint import save_checkpoint, save_weights
+from training.checkpoint import take_checkpoint, take_weights
 from training.config import Config
 
 LABELS = ["cat", "dog"] * 12
@@ -196,14 +196,14 @@ def recorded_weights(classes: list[str], **config: object) -> Spoil:
     def spoil(here: Path, patch: pytest.MonkeyPatch) -> None:
         about = {"config": {**asdict(Config()), "stem": "imagenet", **config}, "classes": classes}
         about |= {"mean": [0.5] * 3, "std": [0.25] * 3, "precision": "no", "data": ""}
-        save_weights(here / "other.safetensors", build_model("resnet18", 2, "imagenet"), about)
+        take_weights(here / "other.safetensors", build_model("resnet18", 2, "imagenet"), about)()
 
     return spoil
 
 
 def checkpoint(state: dict[str, object]) -> Spoil:
     """A whole checkpoint, the newest of the run, that train.py did not write."""
-    return lambda here, patch: save_checkpoint(here / "runs" / "tiny" / "checkpoints", 10**7, state)
+    return lambda here, patch: take_checkpoint(here / "runs" / "tiny" / "checkpoints", 10**7, state)()
 
 
 def damaged_checkpoints(here: Path, patch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +17,11 @@ import torch
 import yaml
 from torch import nn
 
-from data import ffcv_loader
 from data.errors import InputError
 from data.prepared import Prepared, prepare
 from tests.images import pixel_source, prepared_pixels
 from training import checkpoint, config
-from training.checkpoint import load_newest_checkpoint, load_weights, save_checkpoint, save_weights, weights_sha256
+from training.checkpoint import load_newest_checkpoint, load_weights, take_checkpoint, take_weights, weights_sha256
 from training.config import Config, parse_config
 from training.recorder import Recorder
 from training.tracking import MetricsFile
@@ -83,7 +82,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_older_one(
     suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for step in (1, 2):
-        save_checkpoint(tmp_path, step, {"progress": {"step": step}, "weight": torch.full((20,), float(step))})
+        take_checkpoint(tmp_path, step, {"progress": {"step": step}, "weight": torch.full((20,), float(step))})()
     older, newer = (tmp_path / f"step-0000000{step}.pt{suffix}" for step in (1, 2))
     whole, checkpoint = newer.read_bytes(), tmp_path / "step-00000002.pt"
     kept = checkpoint.read_bytes()
@@ -113,7 +112,7 @@ def assert_nothing_is_left(folder: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".sha256"], ids=["content", "digest"])
 def test_a_damaged_only_checkpoint_is_an_error(suffix: str, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 1, {"weight": torch.ones(20)})
+    take_checkpoint(tmp_path, 1, {"weight": torch.ones(20)})()
     path = tmp_path / f"step-00000001.pt{suffix}"
     whole = path.read_bytes()
 
@@ -135,7 +134,7 @@ def test_damaged_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     network = nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2))
     monkeypatch.setattr(checkpoint, "build_model", lambda *_: nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)))
     path = tmp_path / "best.safetensors"
-    save_weights(path, network, ABOUT)
+    take_weights(path, network, ABOUT)()
     whole = path.read_bytes()
 
     def noticed(content: bytes) -> bool:
@@ -251,7 +250,7 @@ def test_a_damaged_cache_is_built_anew(name: str, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def written(monkeypatch: pytest.MonkeyPatch) -> list[Prepared]:
+def written(ffcv_loader: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[Prepared]:
     """What a .beton was written of. Pages are small: with FFCV's own the least file has 16 MiB."""
     import ffcv.writer
 
@@ -277,7 +276,9 @@ def beton_headers(whole: bytes) -> list[range]:
 
 
 @pytest.mark.parametrize("name", ["images.beton", "images.beton.json"])
-def test_a_damaged_beton_is_written_anew(name: str, tmp_path: Path, written: list[Prepared]) -> None:
+def test_a_damaged_beton_is_written_anew(
+    name: str, tmp_path: Path, ffcv_loader: ModuleType, written: list[Prepared]
+) -> None:
     prepared = prepared_pixels(tmp_path, 3)
     beton = ffcv_loader.whole_beton(prepared)
     path = beton.with_name(name)

@@ -16,8 +16,6 @@ from training.checkpoint import (
     load_newest_checkpoint,
     load_weights,
     remove_remnants,
-    save_checkpoint,
-    save_weights,
     take_checkpoint,
     take_weights,
     weights_sha256,
@@ -36,7 +34,7 @@ def names(folder) -> list[str]:
 
 def test_the_newest_two_are_kept_and_the_newest_is_loaded(tmp_path):
     for step in (5, 10, 200):
-        save_checkpoint(tmp_path, step, state(step))
+        take_checkpoint(tmp_path, step, state(step))()
     kept = ["step-00000010.pt", "step-00000010.pt.sha256", "step-00000200.pt", "step-00000200.pt.sha256"]
     assert names(tmp_path) == kept
     loaded = load_newest_checkpoint(tmp_path)
@@ -85,15 +83,15 @@ def test_no_checkpoint_is_none(tmp_path):
 
 
 def test_a_checkpoint_without_its_digest_is_passed_over_with_a_warning(tmp_path, capsys):
-    save_checkpoint(tmp_path, 1, state(1))
-    save_checkpoint(tmp_path, 2, state(2))
+    take_checkpoint(tmp_path, 1, state(1))()
+    take_checkpoint(tmp_path, 2, state(2))()
     (tmp_path / "step-00000002.pt.sha256").unlink()
     assert load_newest_checkpoint(tmp_path)["progress"] == {"step": 1}
     assert "step-00000002.pt is damaged" in capsys.readouterr().err
 
 
 def test_a_failed_write_leaves_the_older_checkpoint_and_no_remnant(tmp_path, monkeypatch):
-    save_checkpoint(tmp_path, 1, state(1))
+    take_checkpoint(tmp_path, 1, state(1))()
 
     write_bytes = Path.write_bytes
 
@@ -105,7 +103,7 @@ def test_a_failed_write_leaves_the_older_checkpoint_and_no_remnant(tmp_path, mon
 
     monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
     with pytest.raises(OSError, match="no space") as raised:
-        save_checkpoint(tmp_path, 2, state(2))
+        take_checkpoint(tmp_path, 2, state(2))()
     assert raised.value.filename == str(tmp_path / "step-00000002.pt")
     remove_remnants(tmp_path)
     assert names(tmp_path) == ["step-00000001.pt", "step-00000001.pt.sha256"]
@@ -117,7 +115,7 @@ class Malicious:
 
 
 def test_a_pickle_that_would_run_code_is_not_unpickled(tmp_path, capsys):
-    save_checkpoint(tmp_path, 1, {"progress": Malicious()})
+    take_checkpoint(tmp_path, 1, {"progress": Malicious()})()
     with pytest.raises(InputError):
         load_newest_checkpoint(tmp_path)
     assert "executed" not in capsys.readouterr().out
@@ -126,7 +124,7 @@ def test_a_pickle_that_would_run_code_is_not_unpickled(tmp_path, capsys):
 def test_weights_carry_all_that_is_needed_to_use_them(tmp_path):
     model = build_model("resnet18", 2, "imagenet").to(memory_format=torch.channels_last)
     path = tmp_path / "best.safetensors"
-    save_weights(path, model, ABOUT)
+    take_weights(path, model, ABOUT)()
     loaded, about = load_weights(path)
     assert weights_sha256(loaded.state_dict()) == weights_sha256(model.state_dict()) == about["weights_sha256"]
     assert about["classes"] == ["a", "b"]

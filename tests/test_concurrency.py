@@ -59,7 +59,7 @@ def test_a_name_in_use_is_refused_and_that_of_a_dead_process_taken_over(images, 
 
 
 @pytest.fixture
-def happened(tmp_path, monkeypatch) -> list[str]:
+def happened(monkeypatch) -> list[str]:
     """What a run does, and that a checkpoint was written: it is, as soon as somebody waits for it."""
     found, asked = [], Event()
 

@@ -35,7 +35,7 @@ def call(process_as_it_was, capsys):
     return run
 
 
-def test_evaluation_of_the_test_set(run, images):
+def test_evaluation_of_the_test_set(run):
     done = run_script("evaluate.py", run)
     assert (done.returncode, done.stderr) == (0, "")  # no progress bar where there is no terminal
     report = json.loads((run / "evaluation.json").read_text())

@@ -71,8 +71,7 @@ def test_confusion_puts_the_classes_of_a_group_together(drawn, tmp_path):
 
 def test_a_comparison_shows_the_mean_and_the_range_of_several_runs(drawn, tmp_path):
     def run(*accuracies):
-        rows = [{"kind": "epoch", "val_accuracy": accuracy, "val_loss": 1 - accuracy} for accuracy in accuracies]
-        return [*rows, {"kind": "step"}]
+        return [{"kind": "epoch", "val_accuracy": accuracy, "val_loss": 1 - accuracy} for accuracy in accuracies]
 
     curves = [
         figures.Curve("one", [run(0.1, 0.2), run(0.3, 0.4, 0.5)]),

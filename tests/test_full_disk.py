@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,13 @@ from torch import nn
 import evaluate
 import submit
 import train
-from data import ffcv_loader
 from data.files import check_digest, write_atomically, write_json, written_atomically
 from data.prepared import Prepared, prepare
 from data.sources import find_source
 from tests.conftest import TINY, call_main, run_script
 from tests.images import pixel_source, prepared_pixels, write_kaggle
 from training import checkpoint, engine, figures, pictures
-from training.checkpoint import load_newest_checkpoint, load_weights, save_checkpoint, save_weights
+from training.checkpoint import load_newest_checkpoint, load_weights, take_checkpoint, take_weights
 from training.cli import one_line_errors
 from training.config import Config, parse_config
 from training.recorder import Recorder
@@ -133,12 +133,12 @@ def restore_metrics(folder: Path, version: int) -> None:
 
 
 def write_checkpoint(folder: Path, version: int) -> None:
-    save_checkpoint(folder, 7, {"progress": {"step": 7}, "weight": torch.full((4000,), float(version))})
+    take_checkpoint(folder, 7, {"progress": {"step": 7}, "weight": torch.full((4000,), float(version))})()
 
 
 def write_weights(folder: Path, version: int) -> None:
     about = {"config": asdict(Config()), "classes": list("abcdefghij"), "version": version}
-    save_weights(folder / "best.safetensors", tiny_network("", 10), about)
+    take_weights(folder / "best.safetensors", tiny_network("", 10), about)()
 
 
 def write_figure(folder: Path, version: int) -> None:
@@ -301,7 +301,9 @@ def whole_beton_size() -> int:
 
 
 @pytest.mark.parametrize("room", [0, 2 * PAGE, 8 << 20, 12 << 20, 16 << 20, whole_beton_size()])
-def test_a_full_disk_leaves_no_beton_that_would_be_read(room: int, make_disk: Callable[[int], Disk]) -> None:
+def test_a_full_disk_leaves_no_beton_that_would_be_read(
+    room: int, make_disk: Callable[[int], Disk], ffcv_loader: ModuleType
+) -> None:
     disk = make_disk(40 << 20)
     prepared = prepared_on(disk)
     disk.fill(leaving=room)
@@ -315,17 +317,17 @@ def test_a_full_disk_leaves_no_beton_that_would_be_read(room: int, make_disk: Ca
     assert set(prepared.folder.glob("*beton*")) | set(prepared.folder.glob("*.tmp")) == complete
     assert complete or disk.room() == room  # nor is the removed file still open
     disk.free()
-    assert_read(prepared)
+    assert_read(prepared, ffcv_loader)
 
 
-def assert_read(prepared: Prepared) -> None:
+def assert_read(prepared: Prepared, ffcv_loader: ModuleType) -> None:
     loader = ffcv_loader.FFCVLoader(prepared, torch.device("cpu"), 1)
     (batch,) = loader.read([torch.arange(3)])
     np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1).numpy(), prepared.images)
 
 
 def test_a_page_that_was_written_in_part_is_an_error(
-    make_disk: Callable[[int], Disk], monkeypatch: pytest.MonkeyPatch
+    make_disk: Callable[[int], Disk], ffcv_loader: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if there is room again for what follows: such a file would have a digest, and be read."""
     disk = make_disk(40 << 20)
@@ -342,7 +344,7 @@ def test_a_page_that_was_written_in_part_is_an_error(
         ffcv_loader.whole_beton(prepared)
     monkeypatch.undo()
     disk.free()
-    assert_read(prepared)
+    assert_read(prepared, ffcv_loader)
 
 
 # Whole scripts, in this process -----------------------------------------------------------------------------
@@ -460,7 +462,7 @@ def trained(shapes: Path, small_files: None) -> Callable[[Path], Path]:
         prepared = prepare(find_source("folder", shapes), cache)
         about = {"config": asdict(config), "data": prepared.digest, "classes": prepared.classes}
         about |= {"mean": prepared.mean, "std": prepared.std, "precision": "no"}
-        save_weights(run / "best.safetensors", tiny_network("", 2), about)
+        take_weights(run / "best.safetensors", tiny_network("", 2), about)()
         return run
 
     return write

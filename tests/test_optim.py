@@ -8,12 +8,12 @@ import torch
 from data.errors import InputError
 from resnet import build_model
 from training.config import Config
-from training.optim import lr_factor, make_optimizer, parameter_groups, restore_optimizer, set_lr
+from training.optim import make_optimizer, parameter_groups, restore_optimizer, schedule_factor, set_lr
 
 
 def factors(steps_per_epoch: int = 10, **fields) -> list[float]:
     config = Config(**fields)
-    return [lr_factor(config, step, steps_per_epoch) for step in range(config.epochs * steps_per_epoch)]
+    return [schedule_factor(config, step, steps_per_epoch) for step in range(config.epochs * steps_per_epoch)]
 
 
 def torch_factors(make, total: int) -> list[float]:

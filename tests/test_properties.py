@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data.errors import InputError
-from data.sampling import epoch_batches, evaluation_batches, micro_batches, split
-from data.sources import read_labels
+from data.labels import label_table
+from data.sampling import epoch_batches, micro_batches, split
 from training import config as configuration
 from training.config import Config, flag, parse_config, recorded_config
 
@@ -200,7 +200,7 @@ def test_any_table_that_csv_writes_is_read_back(
     writer.writerows(table.items())
     text = written.getvalue() if final_end else written.getvalue().removesuffix(end)
     with file_of((mark + text).encode(), "labels.csv") as path:
-        assert list(read_labels(path).items()) == list(table.items())
+        assert list(label_table(path)["label"].items()) == list(table.items())
 
 
 @many
@@ -211,7 +211,7 @@ def test_any_table_that_csv_writes_is_read_back(
 )
 def test_any_bytes_give_a_table_or_an_input_error_of_one_line(content: bytes) -> None:
     with file_of(content, "labels.csv") as path:
-        found = result_or_refusal(lambda: read_labels(path))
+        found = result_or_refusal(lambda: label_table(path)["label"])
         if isinstance(found, InputError):
             assert str(found).startswith(str(path))
             assert one_line(found)
@@ -280,14 +280,6 @@ def test_nothing_but_seed_and_epoch_chooses(class_sizes: list[int], seed: int, e
 
 
 @few
-@given(count=st.integers(12, 200), seed=SEEDS, epochs=st.sets(st.integers(0, 10**6), min_size=2, max_size=4))
-def test_every_epoch_has_its_own_order(count: int, seed: int, epochs: set[int]) -> None:
-    ids = torch.arange(count)
-    orders = {tuple(epoch_batches(ids, 6, seed, epoch).flatten().tolist()) for epoch in epochs}
-    assert len(orders) == len(epochs)
-
-
-@few
 @given(
     count=st.integers(4, 300),
     share=st.integers(1, 5),
@@ -312,10 +304,3 @@ def test_all_processes_together_train_on_each_id_once_and_on_no_validation_image
     assert len(set(seen)) == len(seen)
     assert set(seen) <= set(train.tolist())
     assert not set(seen) & set(held_out.tolist())
-
-
-@few
-@given(count=st.integers(0, 200), batch_size=st.integers(1, 70), world_size=st.integers(1, 9))
-def test_all_processes_together_evaluate_each_id_once(count: int, batch_size: int, world_size: int) -> None:
-    shares = [evaluation_batches(torch.arange(count), batch_size, rank, world_size) for rank in range(world_size)]
-    assert [number for share in shares for batch in share for number in batch.tolist()] == list(range(count))

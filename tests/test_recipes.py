@@ -14,7 +14,7 @@ from tests.images import write_kaggle
 from training.config import Config, parse_config
 from training.engine import Trainer, choose_ids, initial_model, open_data
 from training.hardware import make_accelerator
-from training.optim import lr_factor
+from training.optim import schedule_factor
 from training.stopping import StopRequest
 from training.studies import STUDIES
 
@@ -140,7 +140,7 @@ def test_the_tables_have_every_experiment():
 def test_learning_rates_at_the_milestones(path):
     """Before, at and after each epoch at which a rate of this kind could change."""
     config, steps = parse_config(["--recipe", str(path)]), 10
-    rates = [config.lr * lr_factor(config, step, steps) for step in range(config.epochs * steps)]
+    rates = [config.lr * schedule_factor(config, step, steps) for step in range(config.epochs * steps)]
     if config.schedule == "constant":
         assert set(rates) == {config.lr}
     elif config.schedule == "multistep":
@@ -175,7 +175,7 @@ def small(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.stem}-{path.stem}")
-def test_every_recipe_builds_trains_two_steps_and_evaluates(path, small, process_as_it_was, tmp_path):
+def test_every_recipe_builds_trains_two_steps_and_evaluates(path, small, process_as_it_was):
     config = parse_config(["--recipe", str(path)])
     folder = small / config.dataset
     config = replace(

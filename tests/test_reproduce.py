@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from torchvision import models
 import reproduce
 from data.errors import InputError
 from data.spec import CIFAR10
-from tests.conftest import ROOT, command, run_script, wait_until
+from tests.conftest import ROOT, call_main, command, run_script, wait_until
 from tests.images import serve, write_kaggle
 from training import jobs, report
 from training.config import Config, parse_config
@@ -103,10 +102,7 @@ def test_what_is_done_is_not_done_again(done, monkeypatch, capsys):
     folder, flags = done
     before = (folder / "report.md").read_text()
     monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained again"))
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *flags])
-    with pytest.raises(SystemExit) as ended:
-        reproduce.main()
-    assert ended.value.code == 0, capsys.readouterr().err
+    assert call_main(reproduce.main, *flags) == 0, capsys.readouterr().err
     assert (folder / "report.md").read_text() == before
 
 
@@ -119,7 +115,7 @@ TRAINED_OTHERWISE = "exp1-seed42-scaled: trained with another lr; remove it or g
 
 def test_runs_with_other_settings_are_refused_before_anything_is_trained(done, monkeypatch, capsys):
     started = fake_train(monkeypatch, code=0)
-    assert run_here(monkeypatch, *choosing(done[1], "exp8,exp1"), "--lr", "0.3") == 2
+    assert call_main(reproduce.main, *choosing(done[1], "exp8,exp1"), "--lr", "0.3") == 2
     assert started == []
     assert TRAINED_OTHERWISE in capsys.readouterr().err
 
@@ -128,7 +124,7 @@ def test_runs_with_other_settings_that_are_not_chosen_are_in_nobodys_way(done, m
     folder, flags = done
     before = (folder / "report.md").read_text()
     assert fake_train(monkeypatch, code=1) == []
-    assert run_here(monkeypatch, *choosing(flags, "exp8"), "--lr", "0.3") == 1
+    assert call_main(reproduce.main, *choosing(flags, "exp8"), "--lr", "0.3") == 1
     (row,) = (line for line in (folder / "report.md").read_text().splitlines() if line.startswith("| exp1 |"))
     assert f"| not chosen; {folder}/cifar10-study/{TRAINED_OTHERWISE} |" in row
     (folder / "report.md").write_text(before)
@@ -141,7 +137,7 @@ def test_a_damaged_run_is_told_and_the_others_stay(done, monkeypatch, tmp_path, 
     path = folder / "cifar10-study/exp1-seed42-scaled" / name
     path.write_bytes(path.read_bytes()[:-100])
     monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained again"))
-    assert run_here(monkeypatch, *flags) == 1
+    assert call_main(reproduce.main, *flags) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert name in line
     report = (folder / "report.md").read_text()
@@ -149,7 +145,7 @@ def test_a_damaged_run_is_told_and_the_others_stay(done, monkeypatch, tmp_path, 
     assert re.search(r"\| exp9 \|.*\| 1 \| \d+ \| 42 \|", report)
 
 
-def test_an_evaluation_of_other_images_or_weights_is_no_result(done, monkeypatch, tmp_path):
+def test_an_evaluation_of_other_images_or_weights_is_no_result(done, tmp_path):
     folder, flags = shutil.copytree(done[0], tmp_path / "out"), choosing(done[1], "exp9")
     flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
     path = folder / "cifar10-study/exp1-seed42-scaled/evaluation.json"
@@ -157,7 +153,7 @@ def test_an_evaluation_of_other_images_or_weights_is_no_result(done, monkeypatch
 
     def row_with(**changed: str) -> str:
         path.write_text(json.dumps(evaluation | changed))
-        assert run_here(monkeypatch, *flags) == 0
+        assert call_main(reproduce.main, *flags) == 0
         (row,) = (line for line in (folder / "report.md").read_text().splitlines() if line.startswith("| exp1 |"))
         return row
 
@@ -168,33 +164,33 @@ def test_an_evaluation_of_other_images_or_weights_is_no_result(done, monkeypatch
         assert "not chosen, not evaluated yet" in row_with(**{name: "0"})
 
 
-def test_a_run_is_not_evaluated_on_other_images_than_it_was_trained_on(done, tmp_path, monkeypatch, capsys):
+def test_a_run_is_not_evaluated_on_other_images_than_it_was_trained_on(done, tmp_path, capsys):
     folder = shutil.copytree(done[0], tmp_path / "out")
     write_kaggle(tmp_path / "others", CIFAR10.classes * 10, CIFAR10.classes * 3)
     replaced = {str(done[0]): str(folder), done[1][done[1].index("--data-dir") + 1]: str(tmp_path / "others")}
     path = folder / "cifar10-study/exp1-seed42-scaled/evaluation.json"
     path.unlink()
-    assert run_here(monkeypatch, *(replaced.get(flag, flag) for flag in done[1])) == 1
+    assert call_main(reproduce.main, *(replaced.get(flag, flag) for flag in done[1])) == 1
     assert (
         f"exp1-seed42-scaled: trained on other images than those in {tmp_path}/others" in capsys.readouterr().err
     )
     assert not path.exists()
 
 
-def test_a_damaged_evaluation_is_made_again(done, monkeypatch):
+def test_a_damaged_evaluation_is_made_again(done):
     path = done[0] / "cifar10-study/exp1-seed42-scaled/evaluation.json"
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
-    assert run_here(monkeypatch, *done[1]) == 0
+    assert call_main(reproduce.main, *done[1]) == 0
     assert path.read_bytes() == whole
 
 
-def test_test_time_augmentation_is_no_reason_to_test_again(done, monkeypatch):
+def test_test_time_augmentation_is_no_reason_to_test_again(done):
     path = done[0] / "cifar10-study/exp1-seed42-scaled/evaluation.json"
     before = path.read_bytes()
     assert run_script("evaluate.py", path.parent, "--tta", "flip").returncode == 0
     with_flip = path.read_bytes()
-    assert run_here(monkeypatch, *done[1]) == 0
+    assert call_main(reproduce.main, *done[1]) == 0
     assert path.read_bytes() == with_flip != before
 
 
@@ -216,19 +212,14 @@ def elsewhere(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
-def run_here(monkeypatch, *flags: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, flags)])
-    with pytest.raises(SystemExit) as ended:
-        reproduce.main()
-    return ended.value.code
-
-
 def test_without_imagenet_weights_exp9_is_not_run_and_the_others_go_on(cifar10, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     serve(monkeypatch, OSError("no network"))
     started = fake_train(monkeypatch, code=1)
-    code = run_here(monkeypatch, "cifar10-study", "--only", "exp9,exp8", "--data-dir", cifar10, "--out", tmp_path)
-    assert code == 1  # for exp8, whose training failed
+    where = ["--data-dir", cifar10, "--out", tmp_path]
+    assert (
+        call_main(reproduce.main, "cifar10-study", "--only", "exp9,exp8", *where) == 1
+    )  # for exp8, whose training failed
     assert [parse_config(flags).name for flags in started] == ["exp8-seed42"]
     report = (tmp_path / "report.md").read_text()
     assert "| 0.857 | not run: no ImageNet weights; give --weights resnet18-f37072fd.pth |" in report
@@ -248,7 +239,7 @@ def test_downloaded_imagenet_weights_are_checked(monkeypatch, tmp_path, capsys):
 def test_a_training_that_is_stopped_ends_it_all(cifar10, monkeypatch, tmp_path):
     for code in (130, 143):
         started = fake_train(monkeypatch, code)
-        assert run_here(monkeypatch, "cifar10-study", "--data-dir", cifar10, "--out", tmp_path) == code
+        assert call_main(reproduce.main, "cifar10-study", "--data-dir", cifar10, "--out", tmp_path) == code
         assert len(started) == 1
     assert not (tmp_path / "report.md").exists()
 
@@ -259,7 +250,7 @@ def test_what_was_done_is_in_a_report_when_the_rest_is_stopped(done, monkeypatch
     (folder / "report.md").unlink()
     codes = iter([1, 143])
     monkeypatch.setattr(jobs, "start", lambda *_: next(codes))
-    assert run_here(monkeypatch, *flags) == 143
+    assert call_main(reproduce.main, *flags) == 143
     rows = {line.split(" | ")[0]: line for line in (folder / "report.md").read_text().splitlines()}
     for name in ("exp1", "exp9"):
         assert re.search(r"\| 1 \| \d+ \| 42 \|", rows[f"| {name}"])
@@ -282,7 +273,7 @@ def test_results_are_in_the_order_of_their_seeds_whenever_they_were_trained(monk
 def test_after_a_training_that_fails_the_others_go_on_and_the_report_says_so(cifar10, monkeypatch, tmp_path, code):
     started = fake_train(monkeypatch, code)
     where = ["--data-dir", cifar10, "--out", tmp_path]
-    assert run_here(monkeypatch, "cifar10-study", "--only", "exp4,exp5", *where) == 1
+    assert call_main(reproduce.main, "cifar10-study", "--only", "exp4,exp5", *where) == 1
     assert [parse_config(flags).name for flags in started] == ["exp4-seed42", "exp5-seed42"]
     report = (tmp_path / "report.md").read_text()
     for name in ("exp4", "exp5"):
@@ -294,7 +285,7 @@ def test_flags_for_train_py_need_to_suit_the_chosen_experiments_alone(cifar10, m
     started = fake_train(monkeypatch, 1)
     where = ["--only", "exp3", "--data-dir", cifar10, "--out", tmp_path]
     for flags in (["--zero-init", "true"], ["--momentum", "0"]):
-        assert run_here(monkeypatch, "cifar10-study", *where, "--", *flags) == 1
+        assert call_main(reproduce.main, "cifar10-study", *where, "--", *flags) == 1
         assert len(started) == 1
         started.clear()
 
@@ -304,16 +295,15 @@ def test_missing_images_of_one_study_are_found_before_anything_is_trained(cifar1
     started = fake_train(monkeypatch, 0)
     (tmp_path / "cifar10").symlink_to(cifar10)
     where = ["--data-dir", tmp_path, "--out", tmp_path / "out", "--", "--cache-dir", tmp_path / "cache"]
-    assert run_here(monkeypatch, "all", *where) == 2
+    assert call_main(reproduce.main, "all", *where) == 2
     assert started == []
     assert "cifar100 could not be downloaded" in capsys.readouterr().err
 
 
 def test_seeds_follow_that_of_the_recipe(cifar10, monkeypatch, tmp_path):
     started = fake_train(monkeypatch, code=1)
-    run_here(
-        monkeypatch, "cifar10-study", "--only", "exp4", "--seeds", 3, "--data-dir", cifar10, "--out", tmp_path
-    )
+    where = ["--data-dir", cifar10, "--out", tmp_path]
+    call_main(reproduce.main, "cifar10-study", "--only", "exp4", "--seeds", 3, *where)
     assert [parse_config(flags).seed for flags in started] == [42, 43, 44]
 
 
@@ -343,7 +333,7 @@ def test_experiments_are_named_with_or_without_spaces_between():
 def test_mistakes_are_one_line_before_anything_is_trained(flags, named, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained"))
     flags = [*flags[:1], "--out", tmp_path, *flags[1:]]
-    assert run_here(monkeypatch, *flags) == 2
+    assert call_main(reproduce.main, *flags) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert named in line
 
@@ -397,7 +387,7 @@ def test_a_recipe_that_could_not_be_tested_is_not_trained(monkeypatch, tmp_path,
     write_kaggle(tmp_path / "cifar10", CIFAR10.classes * 2)
     started = fake_train(monkeypatch, code=0)
     where = ["--data-dir", tmp_path, "--out", tmp_path / "out", "--", "--cache-dir", tmp_path / "cache"]
-    assert run_here(monkeypatch, "recipes", "--only", "c10-30", *where) == 2
+    assert call_main(reproduce.main, "recipes", "--only", "c10-30", *where) == 2
     assert started == []
     assert "cifar10: no labelled test images; use CIFAR's archives" in capsys.readouterr().err
 
@@ -567,12 +557,12 @@ def test_finished_runs_that_are_not_chosen_stay_in_the_report(done, monkeypatch,
     folder, flags = done
     before = (folder / "report.md").read_text()
     monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained again"))
-    assert run_here(monkeypatch, *choosing(flags, "exp9")) == 0, capsys.readouterr().err
+    assert call_main(reproduce.main, *choosing(flags, "exp9")) == 0, capsys.readouterr().err
     (row,) = (line for line in before.splitlines() if line.startswith("| exp1 |"))
     assert row in (folder / "report.md").read_text()
 
 
-def test_without_test_labels_as_on_kaggle_the_test_columns_stay_empty(tmp_path):
+def test_without_test_labels_as_on_kaggle_the_test_columns_stay_empty():
     kaggle = result(0.5)
     kaggle.evaluation["split"] = "val"
     experiments = {experiment.name: experiment for study in STUDIES.values() for experiment in study.experiments}
@@ -581,7 +571,7 @@ def test_without_test_labels_as_on_kaggle_the_test_columns_stay_empty(tmp_path):
     assert v5[3:7] == ["- (test)", "-", "0.5000", "-"]
 
 
-def test_without_test_labels_a_run_is_evaluated_on_its_validation_images(done, cifar10, tmp_path):
+def test_without_test_labels_a_run_is_evaluated_on_its_validation_images(cifar10, tmp_path):
     unlabelled = tmp_path / "kaggle"
     shutil.copytree(cifar10, unlabelled, ignore=shutil.ignore_patterns("testLabels.csv", "test"))
     flags = [

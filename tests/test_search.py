@@ -142,7 +142,7 @@ def test_a_search_trains_and_goes_on_where_it_was(images, tmp_path, monkeypatch)
         (SWEEP.read_text(), ["--eta", "1"], "--eta 1"),
     ],
 )
-def test_mistakes_are_one_line(content, flags, named, monkeypatch, tmp_path, capsys):
+def test_mistakes_are_one_line(content, flags, named, tmp_path, capsys):
     sweep = tmp_path / ("sweep.yaml" if content is not None else "no.yaml")
     if content is not None:
         sweep.write_text(content)

@@ -12,6 +12,7 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
 from data import shapes
+from tests.conftest import call_main
 
 
 def rows(path):
@@ -105,11 +106,9 @@ def test_a_linear_classifier_fails():
     assert max(accuracies) < 0.6
 
 
-def test_files_hold_the_generated_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_files_hold_the_generated_images(tmp_path: Path):
     folder = tmp_path / "new" / "shapes"
-    arguments = ["shapes", str(folder), "--seed", "5", "--train-count", "23", "--test-count", "4"]
-    monkeypatch.setattr(sys, "argv", arguments)
-    shapes.main()
+    call_main(shapes.main, folder, "--seed", 5, "--train-count", 23, "--test-count", 4)
     for split, count in (("train", 23), ("test", 4)):
         images, labels = shapes.generate(5, count, split)
         names = [shapes.CLASSES[label] for label in labels]

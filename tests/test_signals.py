@@ -266,7 +266,7 @@ SHORT_LIVED = "import os, subprocess, sys; subprocess.Popen([sys.executable, '-c
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's death")
-def test_a_process_whose_launcher_has_died_before_it_could_ask_to_be_told_ends(tmp_path):
+def test_a_process_whose_launcher_has_died_before_it_could_ask_to_be_told_ends():
     environment = os.environ | {"ACCELERATE_MIXED_PRECISION": "no"}
     job = [sys.executable, "-c", SHORT_LIVED, LATE]
     done = subprocess.run(job, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)

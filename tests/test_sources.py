@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from data import shapes
 from data.decode import decode
 from data.errors import InputError
+from data.labels import label_table
 from data.listing import natural_order, numbered_images
 from data.sources import (
     BuiltInShapes,
@@ -24,7 +25,6 @@ from data.sources import (
     Split,
     TorchvisionArchive,
     find_source,
-    read_labels,
 )
 from data.spec import CIFAR10, CIFAR100, SPECS
 from tests.images import (
@@ -152,7 +152,7 @@ def test_kaggles_test_images_are_labelled_only_by_test_labels(tmp_path: Path) ->
 
 def test_labels_that_look_like_missing_values_are_names(tmp_path: Path) -> None:
     path = write_labels(tmp_path / "labels.csv", [(1, "NA"), (2, "null"), (3, "007")])
-    assert read_labels(path).to_dict() == {1: "NA", 2: "null", 3: "007"}
+    assert label_table(path)["label"].to_dict() == {1: "NA", 2: "null", 3: "007"}
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_labels_that_look_like_missing_values_are_names(tmp_path: Path) -> None:
 def test_a_mistake_in_the_labels_is_named_with_its_file_and_row(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "trainLabels.csv"
     path.write_text(text)
-    refused(lambda: read_labels(path), path, reason)
+    refused(lambda: label_table(path), path, reason)
 
 
 @pytest.mark.parametrize("last_row", ["2,", "2"])
@@ -191,7 +191,7 @@ def test_an_empty_label_is_no_class(tmp_path: Path, last_row: str) -> None:
 def test_labels_that_are_not_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "trainLabels.csv"
     path.write_bytes(b"id,label\n1,c\xff\n")
-    refused(lambda: read_labels(path), path, "cannot be read as CSV")
+    refused(lambda: label_table(path), path, "cannot be read as CSV")
 
 
 def test_a_label_without_image_is_refused(animals: Path) -> None:

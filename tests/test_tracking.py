@@ -102,7 +102,7 @@ def test_wandb_is_told_how_a_run_ended(tmp_path, monkeypatch, how, code, sweep):
 
 
 @pytest.mark.parametrize("host", ["wandb.example.com", "api.wandb.ai"])
-def test_the_key_is_that_of_the_server_in_wandbs_settings(tmp_path, monkeypatch, host):
+def test_the_key_is_that_of_the_server_in_wandbs_settings(tmp_path, host):
     """Where `wandb login --host https://wandb.example.com` has left it."""
     (tmp_path / "wandb-config").mkdir()
     (tmp_path / "wandb-config/settings").write_text("[default]\nbase_url = https://wandb.example.com\n")
@@ -197,7 +197,7 @@ def test_a_failing_tracker_is_a_warning_and_metrics_go_on(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
-def test_a_finished_run_shows_its_best_weights_to_the_tracker(train_tiny, tracker, tmp_path):
+def test_a_finished_run_shows_its_best_weights_to_the_tracker(train_tiny, tracker):
     processes = 2 if tracker == "tensorboard" else 0  # of several, the first does it alone
     run = train_tiny(f"best-{tracker}", "--tracker", tracker, "--epochs", 1, processes=processes)
     names = {"curves", "confusion", "predictions", "mistakes"}

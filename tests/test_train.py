@@ -15,13 +15,11 @@ import yaml
 from safetensors.torch import load_file
 
 from benchmarks.loops import make_trainer
-from tests.conftest import ROOT, TINY, command, forget_accelerate, run_script, wait_until
-from train import train
+from tests.conftest import ROOT, TINY, command, run_script, wait_until
 from training import hardware, recorder
-from training.checkpoint import load_newest_checkpoint, load_weights, save_weights
-from training.config import Config, parse_config
+from training.checkpoint import load_newest_checkpoint, load_weights, take_weights
+from training.config import parse_config
 from training.metrics import EvaluationMetrics
-from training.stopping import StopRequest
 from training.tracking import Tracking
 
 SUMMARY_KEYS = {
@@ -55,19 +53,6 @@ def assert_same_run(one: Path, other: Path) -> None:
     weights, others = (load_file(run / "best.safetensors") for run in (one, other))
     assert weights.keys() == others.keys()
     assert all(torch.equal(weights[name], others[name]) for name in weights)
-
-
-@pytest.fixture
-def train_here(images, tmp_path, process_as_it_was):
-    """Trains as `train_tiny` does, but in this process: most of a second one's time are its imports."""
-
-    def run(name: str, *flags: object) -> Path:
-        forget_accelerate()
-        where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--name", name]
-        train(parse_config([*map(str, [*TINY, *where, *flags])]), StopRequest())
-        return tmp_path / name
-
-    return run
 
 
 def test_a_run_leaves_what_the_readme_promises(tiny_run):
@@ -178,7 +163,7 @@ def test_best_weights_of_an_epoch_that_is_repeated_do_not_outlive_their_place_in
     about = load_weights(tiny_run / "best.safetensors")[1] | {"epoch": 2}
 
     def of_epoch_2(path: Path) -> None:
-        save_weights(path, load_weights(path)[0], about)
+        take_weights(path, load_weights(path)[0], about)()
 
     run = again(1, of_epoch_2)
     assert capsys.readouterr().err == ""
@@ -351,14 +336,9 @@ def test_options_train_and_change_the_result(train_here, plain_sha256, flags):
 
 
 @pytest.mark.usefixtures("full_width")
-def test_imagenet_weights_are_the_same_wherever_their_file_lies(images, tmp_path, process_as_it_was, capsys):
-    small = {"stem": "imagenet", "epochs": 1, "batch_size": 32, "lr": 0.02, "precision": "no", "dataset": "folder"}
-    where = {"data_dir": str(images), "runs_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
-    kept = {"name": "finetuned", "loader": "resident", "tracker": "none"}
-
+def test_imagenet_weights_are_the_same_wherever_their_file_lies(train_here, tmp_path, capsys):
     def train_from(file: str) -> None:
-        forget_accelerate()
-        train(Config(**small, **where, **kept, weights=str(tmp_path / file)), StopRequest())
+        train_here("finetuned", "--epochs", 1, "--batch-size", 32, "--weights", tmp_path / file)
 
     torch.save(torchvision.models.resnet18(num_classes=1000).state_dict(), tmp_path / "one.pth")
     torch.save(torchvision.models.resnet18(num_classes=1000).state_dict(), tmp_path / "other.pth")
@@ -381,7 +361,7 @@ def test_fp16_on_a_cpu_is_refused(images, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_compiled_network_trains_and_its_weights_keep_their_names(images, tmp_path, monkeypatch):
+def test_a_compiled_network_trains_and_its_weights_keep_their_names(train_here, monkeypatch):
     """With the backend that only traces: the default one compiles for a minute."""
     compiled, compile_module = [], torch.nn.Module.compile
 
@@ -390,10 +370,7 @@ def test_a_compiled_network_trains_and_its_weights_keep_their_names(images, tmp_
         compile_module(module, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile_for_tracing)
-    small = {"stem": "imagenet", "epochs": 1, "batch_size": 35, "lr": 0.02, "precision": "no"}
-    where = {"data_dir": str(images), "runs_dir": str(tmp_path), "cache_dir": str(tmp_path / "cache")}
-    kept = {"dataset": "folder", "name": "compiled", "loader": "resident", "tracker": "none"}
-    train(Config(compile=True, **kept, **small, **where), StopRequest())
+    run = train_here("compiled", "--epochs", 1, "--batch-size", 35, "--compile", "true")
     assert len(compiled) == 1
-    names = load_weights(tmp_path / "compiled" / "best.safetensors")[0].state_dict().keys()
+    names = load_weights(run / "best.safetensors")[0].state_dict().keys()
     assert names == torchvision.models.resnet18().state_dict().keys()

@@ -59,13 +59,10 @@ def _all(writes: Sequence[Write]) -> None:
         write()
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write folder/step-<step>.pt with its digest beside it, then remove all but the newest two."""
-    take_checkpoint(folder, step, state)()
-
-
 def take_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Write:
-    """As `save_checkpoint`, of the state as it is now, when the result is called."""
+    """Take the state as it is now. The result, when it is called, writes folder/step-<step>.pt with its digest
+    beside it, then removes all but the newest two.
+    """
     serialized = io.BytesIO()
     torch.serialization.set_crc32_options(False)  # the file has a SHA-256, and training waits for this
     torch.save(state, serialized)
@@ -128,17 +125,13 @@ def weights_sha256(weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def save_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> None:
-    """Write the weights with all that is needed to use them: network, classes, mean, std.
+def take_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> Write:
+    """Take the weights as they are now. The result, when it is called, writes them with all that is needed to
+    use them: network, classes, mean, std.
 
     Args:
         about: plain values, "config" and "classes" among them; recorded as JSON in the file's metadata.
     """
-    take_weights(path, model, about)()
-
-
-def take_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> Write:
-    """As `save_weights`, of the weights as they are now, when the result is called."""
     contiguous = torch.contiguous_format  # as safetensors wants them
     weights = {
         name: tensor.detach().to("cpu", memory_format=contiguous, copy=True)
@@ -154,7 +147,7 @@ def take_weights(path: Path, model: nn.Module, about: dict[str, Any]) -> Write:
 
 
 def load_weights(path: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network with its weights, on the CPU, in evaluation mode; and what `save_weights` recorded.
+    """The network with its weights, on the CPU, in evaluation mode; and what `take_weights` recorded.
 
     Raises:
         InputError: no such file, or not one of ours, or damaged.

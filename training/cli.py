@@ -1,4 +1,4 @@
-"""How the scripts end when something is wrong: one line on stderr, no traceback."""
+"""What the scripts share before torch is imported: metrics' names, lines for the user, errors in one line."""
 
 import argparse
 import os
@@ -47,7 +47,7 @@ def tell(line: str) -> None:
             os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
 
 
-class OwnError(InputError):
+class OneProcessError(InputError):
     """An InputError that one process may meet alone: each that meets it tells."""
 
 
@@ -65,7 +65,7 @@ def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
         yield
     except (InputError, RunError) as error:
         rank = int(os.environ.get("RANK", "0"))
-        same_everywhere = quiet_ranks and isinstance(error, InputError) and not isinstance(error, OwnError)
+        same_everywhere = quiet_ranks and isinstance(error, InputError) and not isinstance(error, OneProcessError)
         if os.environ.get("LOCAL_RANK", "0") == "0" or not same_everywhere:
             where = f" (rank {rank})" if rank else ""
             print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)

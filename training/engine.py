@@ -26,21 +26,20 @@ from data.stream import Stream
 from resnet import build_model, load_pretrained
 from training.averaging import MovingAverage
 from training.batchnorm import synchronize_batchnorm
-from training.cli import OwnError, RunError
+from training.cli import OneProcessError, RunError
 from training.config import HELD_OUT, Config, flag
 from training.graphs import Pass, Passes, blank_images, buffers_kept, capture_passes
 from training.hardware import DTYPES, threads_per_process
 from training.inference import EVALUATION_BATCH, Predictor
 from training.loss import training_loss
 from training.metrics import TrainingMetrics
-from training.optim import lr_factor, make_optimizer, restore_optimizer, set_lr, take_step
+from training.optim import make_optimizer, restore_optimizer, schedule_factor, set_lr, take_step
 from training.peers import from_first_process
 from training.sam import SAM
 from training.stopping import StopAgreement, StopRequest
 
 GPU_CHUNK = 2048
-"""Images (mixed ones have as many partners besides) that each GPU reads and augments together: the CPU asks for
-each operation, however many images it is of."""
+"""Images (and as many partners) that a GPU reads and augments together, as the CPU asks for each operation."""
 
 
 def open_prepared(config: Config) -> Prepared:
@@ -185,9 +184,9 @@ class Trainer:
         self.network: nn.Module = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.sam = SAM(self.network, config.sam, config.sam_adaptive) if config.sam else None
         # What is validated and saved: the weights, or their moving average.
-        self.result: nn.Module = self.average.module if self.average else self.network
+        self.eval_network: nn.Module = self.average.module if self.average else self.network
         precision = accelerator.mixed_precision
-        self.predictor = Predictor(self.result, self.stream.transform, accelerator.device, precision)
+        self.predictor = Predictor(self.eval_network, self.stream.transform, accelerator.device, precision)
         self.metrics = TrainingMetrics(accelerator)
         # Of several micro-batches the second would overwrite the gradients of the first, which lie where the graph
         # writes them; DDP would want its communication captured; dropout's masks have a seed for each step.
@@ -202,13 +201,11 @@ class Trainer:
         self._settle_gradient_buckets()
 
     def _require_the_same_everywhere(self) -> None:
-        """OwnError in a process that was started otherwise than the first one."""
-        own = self.identity | {
-            name: getattr(self.config, name) for name in ("log_every", "checkpoint_every_steps")
-        }
+        """OneProcessError in a process that was started otherwise than the first one."""
+        own = self.identity | {key: getattr(self.config, key) for key in ("log_every", "checkpoint_every_steps")}
         first = from_first_process(self.accelerator, lambda: own)
         if changes := _differences(first, own):
-            raise OwnError(
+            raise OneProcessError(
                 f"this process differs from the first one ({changes}); give all the same flags and images"
             )
 
@@ -232,7 +229,7 @@ class Trainer:
 
     def lr(self, step: int) -> float:
         """The learning rate of an optimizer step, counted from 0."""
-        return self.config.lr * lr_factor(self.config, step, self.steps_per_epoch)
+        return self.config.lr * schedule_factor(self.config, step, self.steps_per_epoch)
 
     def train_step(self, batches: list[Batch]) -> None:
         """One optimizer step from this process' micro-batches of one global batch, already augmented."""
@@ -308,14 +305,17 @@ class Trainer:
         Raises:
             RunError: the loss is not a finite number.
         """
-        metrics, step = self.metrics.read(), self.progress.step
+        epoch, lr = self.progress.epoch + 1, self.optimizer.param_groups[0]["lr"]
+        return {"kind": kind, "epoch": epoch, "step": self.progress.step, "lr": lr} | self._finite_metrics()
+
+    def _finite_metrics(self) -> dict[str, float]:
+        metrics = self.metrics.read()
         self._require(math.isfinite(metrics["train_loss"]), f"the loss is {metrics['train_loss']}")
-        row: dict[str, Any] = {"kind": kind, "epoch": self.progress.epoch + 1, "step": step}
-        return row | {"lr": self.optimizer.param_groups[0]["lr"]} | metrics
+        return metrics
 
     def check_finite(self) -> None:
         """RunError if the loss or a weight is not finite: nothing of it may be saved. For every process."""
-        self.training_row("check")
+        self._finite_metrics()
         finite = all(bool(parameter.isfinite().all()) for parameter in self.network.parameters())
         self._require(finite, "a weight is not a finite number")
 
@@ -340,7 +340,7 @@ class Trainer:
             Stopped: the run was asked to stop; everything is as after the last training step.
         """
         if self.accelerator.num_processes > 1:
-            for buffer in self.result.buffers():
+            for buffer in self.eval_network.buffers():
                 broadcast(buffer)
         with closing(self._validation_batches()) as batches:
             return self.predictor.evaluate(batches, self.num_classes)

@@ -26,7 +26,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 class Curve:
     """One experiment in a comparison.
 
-    runs: of each of its runs the rows of metrics.jsonl.
+    runs: of each of its runs the rows of its epochs in metrics.jsonl.
     colour, dash: numbers of COLOURS and DASHES; what belongs together shares its colour.
     """
 
@@ -88,7 +88,7 @@ def draw_comparison(curves: Sequence[Curve], title: str, path: Path) -> None:
     """
     figure = Figure(figsize=(12, 4.6 + 0.2 * len(curves)), layout="constrained")
     panels = figure.subplots(1, 2)
-    epochs = [row for curve in curves for rows in curve.runs for row in rows if row["kind"] == "epoch"]
+    epochs = [row for curve in curves for rows in curve.runs for row in rows]
     kind, of = ("val", "validation") if all("val_loss" in row for row in epochs) else ("train", "training")
     for axes, quantity in zip(panels, ("accuracy", "loss"), strict=True):
         _prepare(axes)
@@ -105,7 +105,7 @@ def draw_comparison(curves: Sequence[Curve], title: str, path: Path) -> None:
 
 def _plot_mean_and_range(axes: Axes, curve: Curve, key: str, number: int) -> None:
     """number: of the curve in its picture; markers of its own show one that others hide."""
-    values = [[row[key] for row in rows if row["kind"] == "epoch"] for rows in curve.runs]
+    values = [[row[key] for row in rows] for rows in curve.runs]
     shortest = min(map(len, values))
     table = np.array([run[:shortest] for run in values], dtype=float)  # a loss of None is a gap
     epochs, apart, colour = range(1, shortest + 1), max(1, shortest // 10), COLOURS[curve.colour % len(COLOURS)]

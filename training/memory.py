@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from training.cli import OwnError
+from training.cli import OneProcessError
 from training.config import Config
 
 _SIGNS = ("out of memory", "alloc failed", "can't allocate memory")
@@ -14,7 +14,7 @@ _SIGNS = ("out of memory", "alloc failed", "can't allocate memory")
 
 @contextmanager
 def out_of_memory_told(advice: str) -> Iterator[None]:
-    """Turn the device's error into an OwnError with advice; also a decorator.
+    """Turn the device's error into an OneProcessError with advice; also a decorator.
 
     Not always an OutOfMemoryError: CUDA's own and cuDNN's, and the CPU's, are known by what they say.
     """
@@ -24,7 +24,7 @@ def out_of_memory_told(advice: str) -> Iterator[None]:
         said = str(error).lower().replace("_", " ")
         if not isinstance(error, torch.OutOfMemoryError) and not any(sign in said for sign in _SIGNS):
             raise
-        raise OwnError(f"the device is out of memory in {advice}") from error
+        raise OneProcessError(f"the device is out of memory in {advice}") from error
 
 
 def training_advice(config: Config) -> str:

@@ -77,7 +77,7 @@ def parameter_groups(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Para
     return weights, norms_and_biases, norm_biases
 
 
-def lr_factor(config: Config, step: int, steps_per_epoch: int) -> float:
+def schedule_factor(config: Config, step: int, steps_per_epoch: int) -> float:
     """What the peak learning rate is multiplied by for optimizer step `step`, counted from 0.
 
     multistep changes at its milestones; the others, and the warm-up, change with every step. A function of the

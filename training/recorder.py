@@ -173,13 +173,13 @@ class Recorder(NullRecorder):
         """Record the config, and take up metrics.jsonl where the trainer stands."""
         self._write_config()
         self.finished_before = self._summary_of(trainer)
-        config = replace(self.config, tracker="none") if self.finished_before else self.config
-        self.tracking = Tracking(config, self.folder, self.metrics_lines)
+        tracked = replace(self.config, tracker="none") if self.finished_before else self.config
+        self.tracking = Tracking(tracked, self.folder, self.metrics_lines)
         self.tracking.log_graph(trainer.network)
         config, accelerator = self.config, self.accelerator
         tell(
             f"{self.folder}: {config.model} on {config.dataset}, {len(trainer.stream.ids)} training and "
-            f"{len(trainer.val_ids)} {'test' if config.split == 'test' else 'validation'} images; "
+            f"{len(trainer.val_ids)} {config.evaluated_on} images; "
             f"{trainer.loader.name} loader; {accelerator.num_processes} x {accelerator.device.type}, "
             f"{accelerator.mixed_precision if accelerator.mixed_precision != 'no' else 'fp32'}"
         )
@@ -194,7 +194,7 @@ class Recorder(NullRecorder):
             return None
         with suppress(OSError, ValueError):
             summary: dict[str, Any] = read_json(self.folder / "summary.json")
-            if summary.get("weights_sha256") == weights_sha256(trainer.result.state_dict()):
+            if summary.get("weights_sha256") == weights_sha256(trainer.eval_network.state_dict()):
                 return summary
         return None
 
@@ -260,7 +260,7 @@ class Recorder(NullRecorder):
             "std": std,
             "precision": self.accelerator.mixed_precision,
         }
-        self.best = take_weights(self.folder / "best.safetensors", trainer.result, recorded | about)
+        self.best = take_weights(self.folder / "best.safetensors", trainer.eval_network, recorded | about)
 
     def finish(self, trainer: Trainer) -> None:
         from training.figures import draw_curves
@@ -348,7 +348,7 @@ def summarize(config: Config, accelerator: Accelerator, trainer: Trainer) -> dic
         "precision": accelerator.mixed_precision,
         "loader": trainer.loader.name,
         "seed": config.seed,
-        "weights_sha256": weights_sha256(trainer.result.state_dict()),
+        "weights_sha256": weights_sha256(trainer.eval_network.state_dict()),
         "versions": versions(),
         "device": device_name(accelerator.device),
     }
