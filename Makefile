@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+BENCHMARKS := loaders train_step memory_format data_wait start step_overhead \
+	prepare scaling determinism defaults profile time_to_accuracy
 
 .PHONY: help setup demo test test-faults benchmark ablation lint clean
 
@@ -27,18 +29,10 @@ test-faults: setup  ## the fault tests in full: 25 kills, every combination of s
 	KILLS=25 ALL_CASES=1 $(BIN)/python -m pytest tests/faults tests/test_ranks.py
 
 benchmark: setup  ## measure everything: tables, and JSON in benchmarks/results (FLAGS=--quick: a rehearsal)
-	$(BIN)/python -m benchmarks.loaders $(FLAGS)
-	$(BIN)/python -m benchmarks.train_step $(FLAGS)
-	$(BIN)/python -m benchmarks.memory_format $(FLAGS)
-	$(BIN)/python -m benchmarks.data_wait $(FLAGS)
-	$(BIN)/python -m benchmarks.start $(FLAGS)
-	$(BIN)/python -m benchmarks.step_overhead $(FLAGS)
-	$(BIN)/python -m benchmarks.prepare $(FLAGS)
-	$(BIN)/python -m benchmarks.scaling $(FLAGS)
-	$(BIN)/python -m benchmarks.determinism $(FLAGS)
-	$(BIN)/python -m benchmarks.defaults $(FLAGS)
-	$(BIN)/python -m benchmarks.profile $(FLAGS)
-	$(BIN)/python -m benchmarks.time_to_accuracy $(FLAGS)
+	@$(MAKE) --no-print-directory --jobs=1 --keep-going $(addprefix benchmark-,$(BENCHMARKS))
+
+benchmark-%: setup
+	$(BIN)/python -m benchmarks.$* $(FLAGS)
 
 ablation: setup  ## what each training technique adds: hours (FLAGS="--only 'EMA 0.99'": that alone)
 	$(BIN)/python -m benchmarks.ablation $(FLAGS)

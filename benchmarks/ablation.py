@@ -71,6 +71,7 @@ def augmented(tta: str, folder: Path, seed: int) -> dict[str, float]:
 def add_differences(rows: Sequence[Row]) -> None:
     """To each row what it gains over the one without, seed by seed; and mean and deviation of that as text."""
     reference = next(row for row in rows if row.case["technique"] == BASELINE)
+    rows = [row for row in rows if not row.failed and not reference.failed]
     for row in rows:
         if row is not reference and "difference" not in row.measured:
             pairs = zip(

@@ -21,13 +21,17 @@ from torchvision import transforms
 
 from data.prepared import Prepared
 from data.spec import IMAGE_SIZE
+from training.hardware import choose_precision
 
 PADDING = 4
 RESIDENT_BATCH = 500
 """Batch size of B3."""
 
-HALF = {"cuda": "fp16", "cpu": "bf16"}
-"""B3's precision, by device: a CPU has no fast float16."""
+
+def half(device: str) -> str:
+    """B3's precision: fp16, of which CPUs have no fast one: there bf16, or fp32 where that is emulated, too."""
+    return "fp16" if device == "cuda" else choose_precision("auto", use_cpu=True)
+
 
 Images = tuple[Tensor, Tensor]
 """Images (n, 3, 32, 32) and labels (n,)."""

@@ -22,8 +22,9 @@ from tqdm import tqdm
 from data.decode import allowed_cores
 from data.errors import InputError
 from data.files import write_json
-from training.cli import OneLineParser, one_line_errors
+from training.cli import OneLineParser, RunError, one_line_errors
 from training.config import ROOT, Config
+from training.engine import open_prepared
 from training.hardware import commit, device_name, has_bf16, set_threads, versions
 
 RESULTS = ROOT / "benchmarks/results"
@@ -50,23 +51,31 @@ def by_seed(case: dict[str, Any], measure: Callable[[int], dict[str, Any]]) -> C
 
 @dataclass
 class Row:
-    """A contender's case, and for each quantity the values of all repeats."""
+    """A contender's case, and for each quantity the values of all repeats; or why there are none."""
 
     case: dict[str, Any]
     measured: dict[str, list[float]] = field(default_factory=dict)
+    failed: str = ""
 
 
 def interleave(contenders: Sequence[Contender], repeats: int, warmup: int = 1) -> list[Row]:
     """Measure the contenders in turn, `warmup` rounds that are not kept and then `repeats` that are.
 
-    In turn: what else the machine does, and how warm it is, then meets all of them.
+    In turn: what else the machine does, and how warm it is, then meets all of them. One that fails is left out
+    from then on: hours of the others' measurements do not go with it.
     """
     rows = [Row(contender.case) for contender in contenders]
     with tqdm(total=(warmup + repeats) * len(contenders), unit="measurement", disable=None) as bar:
         for number in range(warmup + repeats):
             for contender, row in zip(contenders, rows, strict=True):
-                measured = contender.measure()
                 bar.update()
+                if row.failed:
+                    continue
+                try:
+                    measured = contender.measure()
+                except Exception as error:
+                    row.failed, row.measured = f"{type(error).__name__}: {error}", {}
+                    continue
                 for quantity, value in measured.items():
                     if isinstance(value, str):
                         row.case[quantity] = value
@@ -93,7 +102,12 @@ def mean_and_deviation(values: list[float], sign: str = "") -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """Aligned plain text: the cases' columns, then each quantity as `median (min..max)`."""
-    lines = [row.case | {quantity: _spread(values) for quantity, values in row.measured.items()} for row in rows]
+    lines = [
+        row.case
+        | {quantity: _spread(values) for quantity, values in row.measured.items()}
+        | ({"failed": row.failed[:60]} if row.failed else {})
+        for row in rows
+    ]
     return pd.DataFrame(lines, dtype=object).fillna("").to_string(index=False)
 
 
@@ -112,11 +126,10 @@ def report(name: str, arguments: Namespace, rows: Sequence[Row]) -> dict[str, An
     return {
         "benchmark": name,
         "command": shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **arguments.began,
         "dataset": arguments.dataset,
         "quick": arguments.quick,
         "repeats": arguments.repeats,
-        **commit(),
         "versions": versions() | {"pillow": version("pillow")},
         "cpu": device_name(cpu),
         "cpu_has_bf16": has_bf16(use_cpu=True),
@@ -127,6 +140,7 @@ def report(name: str, arguments: Namespace, rows: Sequence[Row]) -> dict[str, An
         "load_before": arguments.load_before,
         "rows": [
             {"case": row.case, "measured": {key: summarize(values) for key, values in row.measured.items()}}
+            | ({"failed": row.failed} if row.failed else {})
             for row in rows
         ],
     }
@@ -171,20 +185,28 @@ def complete(arguments: Namespace, name: str) -> None:
     folder = RESULTS / "quick" if arguments.quick else RESULTS
     other = "-cifar100" if arguments.dataset == "cifar100" else ""
     arguments.out = arguments.out or folder / f"{name}{other}-{arguments.device}.json"
+    # Of the beginning: the code that is measured is the one that was loaded then.
+    arguments.began = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **commit()}
     arguments.load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     set_threads()
 
 
 def run(name: str, parser: OneLineParser, benchmark: Callable[[Namespace], list[Row]]) -> None:
-    """Parse the flags, measure, print the table and write the JSON file."""
+    """Parse the flags, measure, print the table and write the JSON file.
+
+    The images are prepared beforehand: no benchmark finds only then that there are none.
+    """
     with one_line_errors():
         arguments = parser.parse_args()
         complete(arguments, name)
+        open_prepared(base_config(arguments))
         rows = benchmark(arguments)
         print(table(rows))
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         write_json(arguments.out, report(name, arguments, rows))
         print(f"{arguments.out}: written")
+        if failed := sum(bool(row.failed) for row in rows):
+            raise RunError(f"{failed} of {len(rows)} cases failed; see {arguments.out}")
 
 
 def base_config(arguments: Namespace, **changes: Any) -> Config:

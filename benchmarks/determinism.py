@@ -11,6 +11,8 @@ from benchmarks.processes import in_turn
 def add_ratio(rows: list[Row]) -> None:
     """To each row, which follows the one without determinism: its rate over that one's, by round."""
     for without, with_it in zip(rows[::2], rows[1::2], strict=True):
+        if without.failed or with_it.failed:
+            continue
         rates = zip(with_it.measured["images/s"], without.measured["images/s"], strict=True)
         with_it.measured["of the rate without"] = [one / other for one, other in rates]
 

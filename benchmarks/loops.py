@@ -10,11 +10,11 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.baselines import (
-    HALF,
     RESIDENT_BATCH,
     AccelerateLoop,
     ImageDataset,
     fp32_epoch,
+    half,
     pil_loader,
     pil_transform,
     resident_epoch,
@@ -62,7 +62,7 @@ def b1_steps(config: Config) -> Steps:
 
 def b3_steps(config: Config) -> Steps:
     prepared, device = open_prepared(config), default_device()
-    dtype = DTYPES[HALF[device.type]]
+    dtype = DTYPES[half(device.type)]
     model = initial_model(config, len(prepared.classes)).to(device, dtype)
     model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for module in model.modules():

@@ -1,29 +1,33 @@
 """Seconds from the command to the first optimization step, cold and warm; `train.py --help`, a bad flag; imports.
 
 Each is a fresh process. Cold: with an empty cache, so that all image files are decoded, and the .beton written.
-Warm: with both in place. The step is over when its row is in metrics.jsonl.
+Warm: with both in place. The step is over when its row is in metrics.jsonl. Without a tracker, but for the row of
+W&B.
 """
 
+import os
+import signal
 import subprocess
 import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import HAS_FFCV, Contender, Row, base_config, interleave, make_parser, run
+from benchmarks.common import HAS_FFCV, Contender, Row, interleave, make_parser, run
 from benchmarks.processes import python, run_command
 from training.config import ROOT
-from training.engine import open_prepared
 
 IMPORTS = ("torch", "torch, torchvision, accelerate", "ffcv", "train", "training.engine")
 
 
-def first_step(flags: Sequence[object], cache_dir: str | None) -> dict[str, float]:
+def first_step(flags: Sequence[object], cache_dir: str | None, launch: bool = False) -> dict[str, float]:
     """Start train.py, and end it after its first step.
 
     cache_dir: None: an empty one.
+    launch: by `accelerate launch`.
 
     Raises:
         RuntimeError: it ended before.
@@ -31,9 +35,12 @@ def first_step(flags: Sequence[object], cache_dir: str | None) -> dict[str, floa
     with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "printed", "w+") as printed:
         metrics = Path(folder) / "first/metrics.jsonl"
         where = ["--runs-dir", folder, "--name", "first", "--cache-dir", cache_dir or f"{folder}/cache"]
-        command = python("train.py", *flags, *where, "--log-every", 1, "--tracker", "none")
+        launcher = ["-m", "accelerate.commands.accelerate_cli", "launch"] if launch else []
+        command = python(*launcher, "train.py", "--log-every", 1, "--tracker", "none", *flags, *where)
         started = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             while not (metrics.exists() and metrics.read_bytes().endswith(b"\n")):
                 if process.poll() is not None:
@@ -44,7 +51,8 @@ def first_step(flags: Sequence[object], cache_dir: str | None) -> dict[str, floa
                 time.sleep(0.005)
             return {"seconds": time.perf_counter() - started}
         finally:
-            process.kill()
+            with suppress(ProcessLookupError):  # where all have ended
+                os.killpg(process.pid, signal.SIGKILL)  # what a launcher has started, too
             process.wait()
 
 
@@ -53,10 +61,8 @@ def command_seconds(command: Sequence[str], code: int = 0) -> dict[str, float]:
 
 
 def benchmark(arguments: Namespace) -> list[Row]:
-    open_prepared(base_config(arguments))  # for the warm starts
-    recipe = (
-        "demo" if arguments.dataset == "shapes" else "cifar10" if arguments.device == "cuda" else "cifar10-cpu"
-    )
+    of_device = f"{arguments.dataset}{'' if arguments.device == 'cuda' else '-cpu'}"
+    recipe = "demo" if arguments.dataset == "shapes" else of_device
     of_run = ["--recipe", f"recipes/{recipe}.yaml"]
     of_run += ["--data-dir", arguments.data_dir] if arguments.data_dir else []
     contenders = [
@@ -71,12 +77,14 @@ def benchmark(arguments: Namespace) -> list[Row]:
     starts = [(loader, state) for loader in loaders for state in ("warm", "cold")]
     for loader, state in starts[:1] if arguments.quick else starts:
         cache_dir = arguments.cache_dir if state == "warm" else None
-        contenders.append(
-            Contender(
-                {"command": f"train.py, first step, {state}, {loader}"},
-                partial(first_step, [*of_run, "--loader", loader], cache_dir),
-            )
+        started = partial(first_step, [*of_run, "--loader", loader], cache_dir)
+        contenders.append(Contender({"command": f"train.py, first step, {state}, {loader}"}, started))
+    for name, tracker in (("", "none"), (", W&B", "wandb")):
+        started = partial(
+            first_step, [*of_run, "--loader", "resident", "--tracker", tracker], arguments.cache_dir, True
         )
+        command = f"accelerate launch train.py, first step, warm, resident{name}"
+        contenders.append(Contender({"command": command}, started))
     return interleave(contenders, arguments.repeats)
 
 

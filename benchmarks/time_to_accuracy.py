@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.common import Contender, Row, by_seed, interleave, make_parser, mean_and_deviation, run
 from benchmarks.processes import python, run_command
+from data.errors import InputError
 from training.config import ROOT, Config, parse_config
 from training.engine import open_prepared
 
@@ -48,6 +49,10 @@ def recipe_flags(arguments: Namespace, recipe: str) -> list[object]:
 def contender(arguments: Namespace, recipe: str, folder: Path) -> Contender:
     flags = recipe_flags(arguments, recipe)
     config = parse_config([str(part) for part in flags])
+    if config.split == "none" and not open_prepared(config).test_ids:
+        raise InputError(
+            f"{recipe} holds no images out, and there are no labelled test images; give torchvision's archives"
+        )
     case: dict[str, Any] = {"recipe": config.recipe, "epochs": config.epochs, "share of images": config.subset}
     return by_seed(case, partial(train, config, flags, folder))
 
@@ -58,9 +63,11 @@ def default_recipes(dataset: str, full: bool) -> list[str]:
         return ["recipes/demo.yaml"]
     if not full:
         return [f"recipes/{dataset}-cpu.yaml"]
-    prefix = "c100" if dataset == "cifar100" else "c10"
-    budgets = [f"recipes/{dataset}-budgets/{prefix}-{epochs}.yaml" for epochs in (15, 30)]
-    return [*budgets, f"recipes/{dataset}.yaml"]
+    short = {
+        "cifar10": ["cifar10-speed/c10-22", "cifar10-speed/c10-80"],
+        "cifar100": ["cifar100-budgets/c100-15", "cifar100-budgets/c100-30"],
+    }
+    return [f"recipes/{name}.yaml" for name in (*short[dataset], dataset)]
 
 
 def benchmark(arguments: Namespace) -> list[Row]:

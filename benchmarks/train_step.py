@@ -1,8 +1,8 @@
 """Images a second of whole optimization steps: beside the baselines, and over networks, batches and precisions.
 
 A step is all that the loop does for it, its data too. Every loop and setting has a process of its own, and they
-take turns, a few steps at a time. B3 trains in batches of 500, on a CPU in bfloat16. "utilisation" is of the rate
-at which the device multiplies large matrices in that precision.
+take turns, a few steps at a time. B3 trains in batches of 500, on a CPU in bf16 or, where it would emulate that,
+in fp32. "utilisation" is of the rate at which the device multiplies large matrices in that precision.
 """
 
 from argparse import Namespace
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.baselines import HALF, RESIDENT_BATCH
+from benchmarks.baselines import RESIDENT_BATCH, half
 from benchmarks.common import HAS_FFCV, Contender, Row, base_config, default_device, interleave, make_parser, run
 from benchmarks.flops import matrix_rate, training_flops
 from benchmarks.loops import open_launches, open_loop
@@ -42,7 +42,7 @@ def beside_baselines(arguments: Namespace, batch_size: int) -> list[Entry]:
     ours += [make(precision=best, deterministic=False, compile=True)] if arguments.full else []
     baseline = partial(make, deterministic=False)
     b1 = [baseline(precision="no", workers=workers) for workers in sorted({2, max(2, allowed_cores())})]
-    b3, b4 = baseline(precision=HALF[arguments.device]), baseline(precision=best, workers=4)
+    b3, b4 = baseline(precision=half(arguments.device)), baseline(precision=best, workers=4)
     return [*(("ours", config) for config in ours), *(("B1", config) for config in b1), ("B3", b3), ("B4", b4)]
 
 
@@ -68,7 +68,7 @@ def case(loop: str, config: Config) -> dict[str, Any]:
         "network": config.model,
         "stem": config.stem,
         "batch": RESIDENT_BATCH if loop == "B3" else config.batch_size,
-        "precision": f"pure {config.precision}" if loop == "B3" else config.precision,
+        "precision": f"pure {config.precision}" if loop == "B3" and config.precision != "no" else config.precision,
         "compile": config.compile,
         "deterministic": config.deterministic,
     }
@@ -78,6 +78,8 @@ def measure_group(entries: list[Entry], steps: int, repeats: int, launches: bool
     rows = in_turn([(case(loop, config), (open_loop, loop, config)) for loop, config in entries], steps, repeats)
     if launches:
         for row, entry in zip(rows, entries, strict=True):
+            if row.failed:
+                continue
             # In a process of their own: what a profiler has attached to launches more slowly ever after.
             with in_own_process(open_launches, *entry) as launches_per_step:
                 row.measured["launches/step"] = [launches_per_step()]
@@ -87,10 +89,9 @@ def measure_group(entries: list[Entry], steps: int, repeats: int, launches: bool
 def add_utilisation(rows: list[Row], entries: list[Entry], rates: dict[str, float]) -> None:
     """Add to each row the FLOP/s of its network as a share of its precision's matrix rate."""
     for row, (_, config) in zip(rows, entries, strict=True):
-        if config.precision not in rates:  # B3's, which this CPU emulates
-            continue
-        flops = training_flops(initial_model(config, num_classes=10))
-        row.measured["utilisation"] = [rate * flops / rates[config.precision] for rate in row.measured["images/s"]]
+        if not row.failed and config.precision in rates:
+            flops = training_flops(initial_model(config, num_classes=10)) / rates[config.precision]
+            row.measured["utilisation"] = [rate * flops for rate in row.measured["images/s"]]
 
 
 def matrix_rates(arguments: Namespace) -> list[Row]:
@@ -117,7 +118,7 @@ def benchmark(arguments: Namespace) -> list[Row]:
     steps = arguments.steps or (1 if arguments.quick else 400 if arguments.device == "cuda" else 2)
     launches = arguments.device == "cuda" and not arguments.brief
     matrices = matrix_rates(arguments)
-    rates = {row.case["precision"]: 1e12 * median(row.measured["TFLOP/s"]) for row in matrices}
+    rates = {row.case["precision"]: 1e12 * median(row.measured["TFLOP/s"]) for row in matrices if not row.failed}
     rows = []
     for entries in groups:
         found = measure_group(entries, steps, arguments.repeats, launches)

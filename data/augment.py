@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.keyed import random_bits, random_integers, shift_right
-from data.trivial import trivial_augment
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,8 @@ class BatchTransform:
         chosen = self.augmentation
         images = crop_and_flip(images, ids, chosen, self.seed, epoch)
         if chosen.trivial:
+            from data.trivial import trivial_augment  # it imports torchvision, which takes seconds
+
             images = trivial_augment(images, ids, self.seed, epoch)
         floats = self.normalize(images)
         if chosen.cutout:

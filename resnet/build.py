@@ -4,11 +4,10 @@ from os import PathLike
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
-from resnet.resnet import INITS, RESNET18_BLOCKS, RESNET34_BLOCKS, STEMS, BasicBlock, ResNet, initialise
+from resnet.resnet import BLOCKS, INITS, STEMS, BasicBlock, ResNet, initialise
 
-MODELS = ("resnet18", "resnet34", "torchvision-resnet18", "vgg16")
+MODELS = (*BLOCKS, "torchvision-resnet18", "vgg16")
 
 # The last layer of torchvision's ResNets and of its VGGs: its shape follows the classes, so no file fits it.
 HEADS = ("fc.", "classifier.6.")
@@ -32,40 +31,36 @@ def build_model(
     for field, value, allowed in (("model", name, MODELS), ("stem", stem, STEMS), ("init", init, INITS)):
         if value not in allowed:
             raise ValueError(f"{field} {value!r} is unknown: allowed are {', '.join(allowed)}")
-    network = _fresh_network(name, num_classes, stem, init)
-    if zero_init:
-        if name == "vgg16":
-            raise ValueError("zero_init does not apply to vgg16, which has no BatchNorm: leave it at false")
-        zero_last_batchnorms(network)
-    return network
+    if name in BLOCKS:
+        network: nn.Module = ResNet(BLOCKS[name], num_classes, stem, init)
+        if zero_init:
+            zero_last_batchnorms(network)
+        return network
 
-
-def _fresh_network(name: str, num_classes: int, stem: str, init: str) -> nn.Module:
-    if name == "resnet18":
-        return ResNet(RESNET18_BLOCKS, num_classes, stem, init)
-    if name == "resnet34":
-        return ResNet(RESNET34_BLOCKS, num_classes, stem, init)
+    from torchvision import models  # seconds to import, and needed only here
 
     if stem != "cifar":
         raise ValueError(f"stem {stem!r} does not apply to {name}: leave it at 'cifar'")
     if name == "torchvision-resnet18":
-        network: nn.Module = models.resnet18(weights=None, num_classes=num_classes)
+        network = models.resnet18(weights=None, num_classes=num_classes, zero_init_residual=zero_init)
         initialise(network, init)
         return network
     if init != "default":
         raise ValueError(f"init {init!r} does not apply to {name}: leave it at 'default'")
+    if zero_init:
+        raise ValueError("zero_init does not apply to vgg16, which has no BatchNorm: leave it at false")
     network = models.vgg16(weights=None, num_classes=num_classes)
     network.avgpool = RepeatOrPool7x7()
     return network
 
 
 def zero_last_batchnorms(model: nn.Module) -> None:
-    """Set the weight of each basic block's last BatchNorm to 0: the block begins as its shortcut alone.
+    """Set the weight of the last BatchNorm in each of our basic blocks to 0: it begins as its shortcut alone.
 
-    Goyal et al. 2017, arXiv:1706.02677; torchvision's zero_init_residual. It draws no random number.
+    Goyal et al. 2017, arXiv:1706.02677, as torchvision's zero_init_residual. It draws no random number.
     """
     for module in model.modules():
-        if isinstance(module, (BasicBlock, models.resnet.BasicBlock)):
+        if isinstance(module, BasicBlock):
             nn.init.zeros_(module.bn2.weight)
 
 

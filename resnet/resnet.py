@@ -25,8 +25,7 @@ from torch import Tensor, nn
 STEMS = ("imagenet", "cifar", "cifar-pool", "keras")
 INITS = ("default", "pytorch", "kaiming", "glorot")
 
-RESNET18_BLOCKS = (2, 2, 2, 2)
-RESNET34_BLOCKS = (3, 4, 6, 3)
+BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3)}
 
 WIDTHS = (64, 128, 256, 512)
 """Channels of each of the four layers; the stem has as many as the first."""

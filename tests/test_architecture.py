@@ -51,11 +51,17 @@ def test_the_suite_does_not_know_its_benchmarks():
         assert "benchmarks" not in imports(path), path
 
 
-def test_help_and_inference_do_not_pay_for_ffcv():
-    code = (
-        "import sys, train, evaluate, submit, training.inference, data.loaders, data.resident_loader;"
-        "sys.exit('ffcv' in sys.modules or 'numba' in sys.modules)"
-    )
+@pytest.mark.parametrize(
+    ("modules", "spared"),
+    [
+        ("train, evaluate, submit, training.inference, data.loaders, data.resident_loader", {"ffcv", "numba"}),
+        ("train, training.engine, training.recorder, training.inference", {"torchvision", "torchmetrics"}),
+    ],
+    ids=["help and inference", "the first step"],
+)
+def test_nobody_waits_for_imports_that_are_for_others(modules, spared):
+    code = f"import sys, {modules}; from resnet import build_model; build_model('resnet18', 10);"
+    code += f"sys.exit(not {spared}.isdisjoint(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

@@ -36,7 +36,7 @@ from benchmarks import (
     train_step,
 )
 from benchmarks import prepare as prepare_benchmark
-from benchmarks.common import Contender, Row, complete, interleave, make_parser, report, summarize, table
+from benchmarks.common import Contender, Row, complete, interleave, make_parser, report, run, summarize, table
 from benchmarks.determinism import add_ratio
 from benchmarks.loops import make_trainer, our_steps
 from benchmarks.processes import PeakMemory, family_memory, in_own_process, python, run_command
@@ -47,7 +47,7 @@ from data.errors import InputError
 from data.listing import numbered_images
 from data.prepared import Prepared, prepare
 from data.sources import Split, find_source
-from tests.conftest import ROOT
+from tests.conftest import ROOT, call_main
 from tests.images import PixelSource, prepared_pixels, random_images, save_image
 from training.config import Config, parse_config
 from training.engine import Trainer, initial_model, open_prepared
@@ -94,6 +94,39 @@ def test_contenders_take_turns_and_the_first_round_is_not_kept():
 def test_a_text_that_is_measured_describes_the_case():
     (row,) = interleave([Contender({"name": "a"}, lambda: {"form": "float32", "rate": 2.0})], 1, warmup=0)
     assert row == Row({"name": "a", "form": "float32"}, {"rate": [2.0]})
+
+
+def test_one_that_fails_is_left_out_and_told_beside_the_others(monkeypatch, tmp_path, capsys):
+    tried = []
+
+    def fail() -> dict[str, float]:
+        tried.append("failed")
+        if len(tried) == 2:
+            raise RuntimeError("no compiler")
+        return {"rate": 1.0}
+
+    def benchmark(arguments: Namespace) -> list[Row]:
+        return interleave([Contender({"name": "a"}, fail), Contender({"name": "b"}, lambda: {"rate": 2.0})], 3)
+
+    out = tmp_path / "results.json"
+    where = ["--quick", "--device", "cpu", "--cache-dir", tmp_path / "cache", "--out", out]
+    assert call_main(lambda: run("loaders", make_parser("loaders", ""), benchmark), *where) == 1
+    printed = capsys.readouterr()
+    assert len(tried) == 2
+    assert "RuntimeError: no compiler" in printed.out
+    assert printed.err.endswith(f"error: 1 of 2 cases failed; see {out}\n")
+    one, other = json.loads(out.read_text())["rows"]
+    assert one == {"case": {"name": "a"}, "measured": {}, "failed": "RuntimeError: no compiler"}
+    assert other["measured"]["rate"]["repeats"] == [2.0, 2.0, 2.0]
+
+
+@pytest.mark.usefixtures("same_environment")
+def test_a_benchmark_without_images_is_refused_before_it_measures(tmp_path, capsys):
+    (tmp_path / "other.txt").touch()
+    where = ["--device", "cpu", "--data-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
+    code = call_main(lambda: run("loaders", make_parser("loaders", ""), lambda _: pytest.fail("measured")), *where)
+    assert code == 2
+    assert capsys.readouterr().err.startswith(f"error: --data-dir {tmp_path}")
 
 
 def test_the_table_is_aligned_and_shows_median_and_range():
@@ -157,16 +190,24 @@ def test_a_mistaken_flag_is_refused(flags, told):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_benchmark_has_a_main_and_is_part_of_the_makefile_and_of_the_readme(name):
+def test_each_benchmark_has_a_main_and_is_part_of_the_readme(name):
     assert "def main() -> None:" in (ROOT / f"benchmarks/{name}.py").read_text(encoding="utf-8")
-    assert f"-m benchmarks.{name} $(FLAGS)" in (ROOT / "Makefile").read_text(encoding="utf-8")
     assert f"`python -m benchmarks.{name}`" in (ROOT / "benchmarks/README.md").read_text(encoding="utf-8")
 
 
 def test_make_runs_each_once():
-    lines = re.findall(r"-m benchmarks\.(\w+) ", (ROOT / "Makefile").read_text(encoding="utf-8"))
-    assert sorted(lines) == NAMES
+    """One that fails does not keep the others from being run."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").replace("\\\n", "")
+    listed = re.search("^BENCHMARKS := (.*)$", makefile, re.MULTILINE)
+    assert listed is not None
+    assert sorted([*listed[1].split(), "ablation"]) == NAMES
     assert len(NAMES) == 13
+    assert "--keep-going $(addprefix benchmark-,$(BENCHMARKS))" in makefile
+    for line in (
+        "benchmark-%: setup\n\t$(BIN)/python -m benchmarks.$* $(FLAGS)",
+        "-m benchmarks.ablation $(FLAGS)",
+    ):
+        assert line in makefile
 
 
 # Processes --------------------------------------------------------------------------------------------------
@@ -412,7 +453,7 @@ def test_the_parts_of_a_step_are_measured_on_the_real_trainer(small_config):
     assert trainer.progress.step == 24
     trainer.progress.step = 0
     found = scaling_job.measure(trainer, 2)
-    assert list(found) == ["images/s", "data ms", "compute ms", "communication ms", "evaluation images/s"]
+    assert list(found) == ["images/s", "data ms", "compute ms", "evaluation images/s"]  # it communicates with none
     assert trainer.progress.step == 4  # with and without communication
     trainer.progress.step = 0
     steps = our_steps(trainer)
@@ -495,6 +536,14 @@ def test_what_needs_ffcv_is_left_out_where_it_is_not_installed(monkeypatch, tmp_
     found += train_step.beside_baselines(arguments, 128)
     assert len(found) >= 20
     assert not [case for case in map(str, found) if "ffcv" in case or "beton" in case or "B2" in case]
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_starts_are_of_the_data_sets_own_recipe(dataset, monkeypatch):
+    monkeypatch.setattr(start, "interleave", lambda contenders, _: contenders)
+    contenders = start.benchmark(arguments_of("--dataset", dataset, "--device", "cpu"))
+    steps = [each.measure.args[0] for each in contenders if "first step" in each.case["command"]]
+    assert {flags[flags.index("--recipe") + 1] for flags in steps} == {f"recipes/{dataset}-cpu.yaml"}
 
 
 def test_a_training_that_ends_before_its_first_step_is_told(tmp_path):

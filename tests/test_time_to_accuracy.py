@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import time_to_accuracy
 from benchmarks.processes import Finished
+from data.errors import InputError
 from tests.conftest import ROOT
 from training.config import Config, parse_config
 
@@ -53,3 +54,12 @@ def test_a_run_is_measured_by_what_it_could_be_evaluated_on(
     monkeypatch.setattr(time_to_accuracy, "open_prepared", lambda config: SimpleNamespace(test_ids=test_ids))
     measured = time_to_accuracy.train(Config(recipe="mine"), [], tmp_path, seed=2)
     assert measured == {"seconds": 8.0, "training s": 7.0, "images/s": 9.0} | expected
+
+
+def test_a_recipe_that_could_be_evaluated_on_nothing_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(time_to_accuracy, "open_prepared", lambda config: SimpleNamespace(test_ids=[]))
+    arguments = SimpleNamespace(full=True, cache_dir="cache", data_dir="")
+    with pytest.raises(
+        InputError, match=r"c10-22\.yaml holds no images out, and there are no labelled test images"
+    ):
+        time_to_accuracy.contender(arguments, "recipes/cifar10-speed/c10-22.yaml", Path("runs"))
