@@ -1,9 +1,9 @@
 """What Python costs in a step: a network that computes nothing, at batch 128.
 
 "bare" is the shortest loop that trains: gradients to zero, network, loss, backward pass, optimizer. "ours" is
-Trainer.train_step, with its metrics, precision and learning rate; "B4" is the loop of Accelerate's example. All
-get one and the same batch, which is already there (B4, which normalises in its loop, one of single pixels); "ours,
-with its data" reads and augments one in each step.
+Trainer.train_step, with its metrics, learning rate and the device's precision; "B4" is the loop of Accelerate's
+example. All get one and the same batch, which is already there (B4, which normalises in its loop, one of single
+pixels); "ours, with its data" reads and augments one in each step.
 """
 
 from argparse import Namespace
@@ -28,7 +28,7 @@ from benchmarks.processes import in_turn
 from resnet import build_model
 from training.config import Config
 from training.engine import open_prepared
-from training.hardware import make_accelerator, set_threads
+from training.hardware import choose_precision, make_accelerator, set_threads
 
 NAMES = ("bare", "B4", "ours", "ours, with its data")
 
@@ -108,7 +108,8 @@ def open_steps(name: str, config: Config) -> Callable[[int], dict[str, float]]:
 
 
 def benchmark(arguments: Namespace) -> list[Row]:
-    config = base_config(arguments, batch_size=128, precision="no")
+    precision = choose_precision("auto", use_cpu=arguments.device == "cpu")
+    config = base_config(arguments, batch_size=128, precision=precision)
     count = 20 if arguments.quick else 1000
     openings = [({"loop": name, "batch": 128}, (open_steps, name, config)) for name in NAMES]
     return in_turn(openings, count, arguments.repeats)
