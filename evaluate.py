@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from training.cli import METRICS, TTA, TTA_HELP, OneLineParser, one_line_errors, shown
+from training.cli import METRICS, TTA, TTA_HELP, OneLineParser, one_line_errors, shown, tell
 
 
 def main() -> None:
@@ -40,15 +40,15 @@ def print_table(run: Path, report: dict[str, Any]) -> None:
     from training.evaluation import coarse_in_words
 
     width = max(len(row["class"]) for row in report["per_class"])
-    print(f"{'class':{width}}  images  recall  precision      f1")
+    tell(f"{'class':{width}}  images  recall  precision      f1")
     for row in report["per_class"]:
         numbers = f"{row['images']:6}  {row['recall']:6.4f}  {row['precision']:9.4f}  {row['f1']:6.4f}"
-        print(f"{row['class']:{width}}  {numbers}")
-    print(f"{run}, {report['split']}: {report['count']} images, {metrics(report)}")
+        tell(f"{row['class']:{width}}  {numbers}")
+    tell(f"{run}, {report['split']}: {report['count']} images, {metrics(report)}")
     if report["tta"] != "none":
-        print(f"with --tta {report['tta']}: {metrics(report, 'tta_')}")
+        tell(f"with --tta {report['tta']}: {metrics(report, 'tta_')}")
     if words := coarse_in_words(report):
-        print(words)
+        tell(words)
 
 
 def metrics(report: dict[str, Any], prefix: str = "") -> str:

@@ -83,7 +83,8 @@ class Job:
 
 def reproduce(arguments: argparse.Namespace, extra: list[str]) -> int:
     """Check all that is asked for, then train, evaluate and report; returns the exit code."""
-    check_flags(arguments, extra, lowest={"seeds": 1, "processes": 1})
+    own = ("recipe", "name", "runs_dir", "data_dir", "seed", "weights")
+    check_flags(arguments, extra, own, lowest={"seeds": 1, "processes": 1})
     if arguments.weights and not arguments.weights.is_file():
         raise InputError(f"--weights {arguments.weights}: no such file; give torchvision's resnet18-f37072fd.pth")
     chosen = choose_experiments(arguments.study, arguments.only)

@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pandas as pd
 
@@ -10,7 +11,7 @@ from data.errors import InputError
 from data.files import write_atomically
 from data.labels import label_table
 from data.listing import numbered_images
-from training.cli import TTA, TTA_HELP, OneLineParser, one_line_errors
+from training.cli import TTA, TTA_HELP, OneLineParser, one_line_errors, tell
 
 
 def main() -> None:
@@ -29,12 +30,24 @@ def submit(arguments: argparse.Namespace) -> None:
     if arguments.out.exists() and not arguments.out.is_file():
         kind = "a folder" if arguments.out.is_dir() else "no regular file"
         raise InputError(f"--out {arguments.out}: is {kind}; expected a file to write")
+    check_writable(arguments.out)
     images = numbered_images(arguments.images)
     known = check_against_sample(arguments.images, list(images))
     labels = predict(arguments.run, list(images.values()), arguments.tta, known)
     table = pd.DataFrame({"id": list(images), "label": labels})
     write_atomically(arguments.out, table.to_csv(index=False, lineterminator="\n").encode())
-    print(f"{arguments.out}: {len(table)} predictions")
+    tell(f"{arguments.out}: {len(table)} predictions")
+
+
+def check_writable(path: Path) -> None:
+    """OSError, before all images are predicted, where no file can be made in the folder of `path`, or above it."""
+    above = path.absolute().parents
+    try:
+        with TemporaryFile(dir=next(folder for folder in above if folder.exists())):
+            pass
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def check_against_sample(folder: Path, ids: list[int]) -> set[str]:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from training.cli import METRICS, one_line_errors, tell
@@ -35,7 +36,8 @@ def train(config: Config, stop_request: StopRequest) -> None:
     from training.peers import lost_peers_told
     from training.recorder import NullRecorder, Recorder
 
-    with one_line_errors(quiet_ranks=True), lost_peers_told(), out_of_memory_told(training_advice(config)):
+    advice = partial(training_advice, config)
+    with one_line_errors(quiet_ranks=True), lost_peers_told(), out_of_memory_told(advice):
         accelerator = make_accelerator(config)
         prepared, loader, note = open_data(config, accelerator)
         if note and accelerator.is_main_process:
@@ -46,7 +48,7 @@ def train(config: Config, stop_request: StopRequest) -> None:
     try:
         with one_line_errors(quiet_ranks=True), lost_peers_told():
             trainer.restore(recorder.open)
-        with one_line_errors(), lost_peers_told(), out_of_memory_told(training_advice(config)):
+        with one_line_errors(), lost_peers_told(), out_of_memory_told(advice):
             recorder.begin(trainer)
             run_epochs(trainer, recorder, stop_request)
     finally:

@@ -41,7 +41,7 @@ class FFCVLoader:
     Args:
         prepared: the data set.
         device: where the batches go.
-        workers: FFCV's threads; at most the cores this process may use.
+        workers: FFCV's threads; at most the cores this process may use, and NUMBA_NUM_THREADS.
     """
 
     name = "ffcv"
@@ -54,7 +54,7 @@ class FFCVLoader:
         self.reader = FFCVReader(
             str(whole_beton(prepared)),
             batch_size=1,  # read() sets the size and the order of each pass
-            num_workers=min(workers, allowed_cores()),
+            num_workers=min(workers, allowed_cores(), numba.config.NUMBA_NUM_THREADS),  # type: ignore[attr-defined]
             pipelines={
                 "image": [_RawDecoder(), ToTensor(), ToTorchImage(channels_last=True)],
                 "label": [ToTensor(), Squeeze(1)],  # Squeeze() would make a batch of one a scalar

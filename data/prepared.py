@@ -29,7 +29,7 @@ from data.files import read_json, sha256_of, sync_folder, write_atomically, writ
 from data.sources import Contents, Source
 from data.spec import IMAGE_SIZE
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,15 @@ def _build(source: Source, signature: str, folder: Path) -> None:
         _write_arrays(contents, temporary)
         files = {name: sha256_of(temporary / name) for name in ("images.npy", "labels.npy")}
         mean, std = (contents.spec.mean, contents.spec.std) if contents.spec else _statistics(contents, temporary)
+        content = {"classes": contents.classes, "train_count": len(contents.train.labels), "files": files}
         meta = {
             "format": _FORMAT,
             "source": source.key,
             "signature": signature,
-            "classes": contents.classes,
             "mean": mean,
             "std": std,
-            "train_count": len(contents.train.labels),
-            "files": files,
-            "digest": hashlib.sha256("".join(files.values()).encode()).hexdigest(),
+            **content,
+            "digest": _digest_of(content),
         }
         write_json(temporary / "meta.json", meta | {"sha256": _digest_of(meta)})
         if folder.exists():

@@ -1,5 +1,6 @@
 """evaluate.py and submit.py on a finished run."""
 
+import errno
 import importlib
 import json
 import re
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from tests.conftest import call_main, run_script
+from training import evaluation
 from training.checkpoint import load_weights
 from training.cli import METRICS
 
@@ -123,6 +125,25 @@ def test_a_submission_that_does_not_match_the_sample_is_refused(call, run, image
     assert done.returncode == 2
     assert "image 99" in done.stderr
     assert not (run / "s.csv").exists()
+
+
+def test_the_numbers_are_there_when_a_picture_cannot_be_drawn(call, run, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "confusion.png")
+
+    monkeypatch.setattr(evaluation, "draw_evaluation", fail)
+    assert call("evaluate.py", run).returncode == 1
+    assert json.loads((run / "evaluation.json").read_text())["count"] == 41
+
+
+@pytest.mark.parametrize(("out", "told"), [("best.safetensors/s.csv", "Not a directory"), ("/sys/s.csv", "")])
+def test_a_submission_that_cannot_be_written_is_refused_before_all_is_predicted(
+    call, run, images, monkeypatch, out, told
+):
+    monkeypatch.setattr("submit.predict", lambda *_: pytest.fail("predicted"))
+    done = call("submit.py", run, "--images", images / "test", "--out", run / out)
+    assert done.returncode in (1, 2)
+    assert done.stderr.startswith(f"error: {run / out}: {told}")
 
 
 def test_a_submission_of_other_classes_is_refused(call, run, images, tmp_path):

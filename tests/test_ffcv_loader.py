@@ -485,6 +485,12 @@ def fresh_process(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_threads_are_no_more_than_numba_is_allowed(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numba.config.NUMBA_NUM_THREADS", 1)
+    monkeypatch.setattr(ffcv_loader, "allowed_cores", lambda: 4)
+    assert FFCVLoader(prepared, CPU, workers=4).reader.num_workers == 1
+
+
 def test_more_workers_than_allowed_cores_may_be_asked_for(fresh_process: dict[str, list]) -> None:
     assert fresh_process["equal"] == [True] * 5
 

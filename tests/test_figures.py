@@ -58,6 +58,19 @@ def test_a_picture_is_a_png(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["c.png"]
 
 
+def test_confusion_of_many_classes_has_neither_names_nor_numbers_nor_a_side_for_each(drawn, tmp_path):
+    for count in (figures.NAMED, figures.NAMED + 200):
+        figures.draw_confusion(torch.eye(count).long(), [f"{i}" for i in range(count)], "many", tmp_path / "c.png")
+    assert [len(figure.axes[0].texts) for figure in drawn] == [figures.NAMED, 0]
+    assert [len(figure.axes[0].get_xticks()) for figure in drawn] == [figures.NAMED, 0]
+    assert drawn[0].get_size_inches().tolist() == drawn[1].get_size_inches().tolist()
+
+
+def test_a_class_may_be_called_by_what_would_be_no_formula(tmp_path):
+    figures.draw_confusion(torch.eye(2).long(), ["$_$", "b"], "runs/$_$: test", tmp_path / "c.png")
+    assert (tmp_path / "c.png").exists()
+
+
 def test_confusion_puts_the_classes_of_a_group_together(drawn, tmp_path):
     confusion = torch.diag(torch.tensor([1, 2, 3])) + torch.tensor([[0, 0, 1], [0, 0, 0], [0, 0, 0]])
     figures.draw_confusion(

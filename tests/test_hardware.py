@@ -53,6 +53,14 @@ def test_what_the_trainer_cannot_do_with_accelerate_is_refused(monkeypatch, name
         hardware.make_accelerator(Config())
 
 
+def test_a_cpu_that_the_launcher_asks_for_counts_where_there_is_a_gpu(monkeypatch, process_as_it_was):
+    """accelerate launch --cpu, or use_cpu in the user's configuration."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(InputError, match="--precision fp16"):
+        hardware.make_accelerator(Config(precision="fp16"))
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

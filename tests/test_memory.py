@@ -24,13 +24,23 @@ OUT_OF_MEMORY = "error (rank 1): the device is out of memory in training\n"
 def test_a_device_that_is_out_of_memory_is_told_by_its_own_process(monkeypatch, capsys, error, told):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(SystemExit) as ended, one_line_errors(quiet_ranks=True), out_of_memory_told("training"):
+    with (
+        pytest.raises(SystemExit) as ended,
+        one_line_errors(quiet_ranks=True),
+        out_of_memory_told(lambda: "training"),
+    ):
         raise error
     assert (ended.value.code, capsys.readouterr().err) == (2, told)
 
 
+def test_advice_is_asked_for_only_where_it_is_needed():
+    """Of absurd batch sizes, which are refused for other reasons, it would take minutes."""
+    with out_of_memory_told(lambda: pytest.fail("asked")):
+        pass
+
+
 def test_what_else_goes_wrong_on_a_device_is_not_taken_for_it():
-    with pytest.raises(RuntimeError, match="device-side assert"), out_of_memory_told("training"):
+    with pytest.raises(RuntimeError, match="device-side assert"), out_of_memory_told(lambda: "training"):
         raise RuntimeError("CUDA error: device-side assert triggered")
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, top_k_accuracy_score
+from torch.profiler import ProfilerActivity, profile
 
 from training.metrics import EvaluationMetrics, TrainingMetrics, f1_scores
 
@@ -31,6 +32,19 @@ def test_evaluation_equals_scikit_learn_for_uneven_batches(predictions):
     expected = f1_score(labels, logits.argmax(1), average=None).tolist()
     assert f1_scores(found["confusion"]).tolist() == pytest.approx(expected)
     assert (found["confusion"].numpy() == confusion_matrix(labels, logits.argmax(1))).all()
+
+
+def test_the_memory_of_an_evaluation_does_not_grow_with_the_classes_squared_times_the_images():
+    metrics = EvaluationMetrics(300, torch.device("cpu"))
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            metrics.update(torch.eye(300), torch.arange(300))
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    assert max(entry.cpu_memory_usage for entry in profiled.key_averages()) < 20 * 300 * 300 * 8
+    assert torch.equal(metrics.read()["confusion"], torch.eye(300, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("logit", [float("inf"), float("nan")])

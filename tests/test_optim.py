@@ -139,3 +139,16 @@ def test_a_checkpoint_of_a_gpu_does_not_bring_its_kernels_to_a_cpu():
     restore_optimizer(own, state)
     assert [(group["fused"], group["lr"]) for group in own.param_groups] == [(None, 0.25)] * 2
     assert all(state["step"] == 1 for state in own.state.values())
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "weight_decay", "factor"),
+    [("sgd", 3e32, 3e38, 1e6), ("sgd", 3e38, 3e32, 1e-6), ("adam", 3e37, 3e38, 1), ("adamw", 3e31, 3e38, 1e6)],
+)
+def test_the_largest_settings_that_are_allowed_are_numbers_to_the_optimizer(optimizer, lr, weight_decay, factor):
+    config = Config(optimizer=optimizer, lr=lr, weight_decay=weight_decay, norm_bias_lr=factor)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    made = make_optimizer(config, model)
+    set_lr(made, config.lr)
+    model(torch.randn(4, 2)).sum().backward()
+    made.step()

@@ -348,6 +348,17 @@ def test_a_cache_with_a_file_missing_is_built_anew(cache: Path, name: str) -> No
     assert {path.name: path.read_bytes() for path in rebuilt.folder.iterdir()} == contents
 
 
+def test_the_digest_is_of_split_and_classes_too(cache: Path) -> None:
+    """The pixels and labels of all three are the same."""
+    whole, moved, renamed = pixel_source(11, 3), pixel_source(10, 4), pixel_source(11, 3)
+    renamed.classes = ("a", "b", "d")
+    for number, source in enumerate((whole, moved, renamed)):
+        source.key = str(number)
+    prepared = [prepare(source, cache) for source in (whole, moved, renamed)]
+    assert len({each.digest for each in prepared}) == 3
+    np.testing.assert_array_equal(prepared[0].images, prepared[1].images)
+
+
 @pytest.mark.parametrize(("key", "value"), [("train_count", 12), ("classes", ["b", "a", "c"]), ("files", [])])
 def test_a_cache_whose_description_was_altered_is_built_anew(cache: Path, key: str, value: object) -> None:
     source = pixel_source(11, 3)

@@ -2,12 +2,13 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from tests.conftest import ROOT, call_main, run_script
-from training import jobs, search
+from training import engine, jobs, search
 from training.config import parse_config
 
 SWEEP = ROOT / "recipes/sweep.yaml"
@@ -63,7 +64,8 @@ def trained(monkeypatch):
         (config.run_folder / "config.yaml").write_text("{}")
         if config.lr > 0.05:
             return 1
-        (config.run_folder / "summary.json").write_text(json.dumps({"val_accuracy": 1 - config.lr}))
+        found = {"val_accuracy": 1 - config.lr, "data": "of these images"}
+        (config.run_folder / "summary.json").write_text(json.dumps(found))
         return 0
 
     monkeypatch.setattr(jobs, "start", start)
@@ -90,6 +92,26 @@ def test_all_of_the_sweeps_command_counts_and_a_value_may_be_a_list(trained, tmp
     assert call_main(search.main, sweep, "--trials", 1, "--out", tmp_path / "out", "--", "--lr", 0.02) == 0
     (config,) = trained
     assert (config.dataset, config.stem, config.milestones, config.lr) == ("cifar10", "imagenet", [30, 50], 0.02)
+
+
+def test_where_the_images_are_and_the_seed_of_training_may_be_given(trained, tmp_path):
+    given = ["--", "--data-dir", tmp_path, "--seed", 3]
+    assert call_main(search.main, SWEEP, "--trials", 1, "--out", tmp_path / "out", *given) == 0
+    assert (trained[0].data_dir, trained[0].seed) == (str(tmp_path), 3)
+
+
+def test_a_trial_that_was_trained_on_other_images_is_not_taken_for_one_of_these(
+    trained, tmp_path, monkeypatch, capsys
+):
+    flags = [SWEEP, "--trials", 1, "--out", tmp_path]
+    digests = ["of these images", "of others"]
+    monkeypatch.setattr(search, "is_finished", lambda run, wanted: (run / "summary.json").exists())
+    monkeypatch.setattr(engine, "open_prepared", lambda config: SimpleNamespace(digest=digests[0]))
+    assert [call_main(search.main, *flags), call_main(search.main, *flags)] == [0, 0]
+    del digests[0]
+    assert call_main(search.main, *flags) == 2
+    assert len(trained) == 1
+    assert "trial00-round1: trained on other images than those in" in capsys.readouterr().err
 
 
 def test_a_trial_that_could_not_be_trained_is_found_before_any_is(trained, tmp_path, capsys):

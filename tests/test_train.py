@@ -25,7 +25,7 @@ from training.tracking import Tracking
 SUMMARY_KEYS = {
     *("recipe", "epochs", "steps", "train_images", "val_images", "best_epoch", "val_accuracy", "val_macro_f1"),
     *("seconds", "train_seconds", "images_per_second", "world_size", "precision", "loader", "seed"),
-    *("weights_sha256", "metrics_sha256", "versions", "device", "commit", "dirty"),
+    *("weights_sha256", "metrics_sha256", "data", "versions", "device", "commit", "dirty"),
 }
 
 
@@ -359,6 +359,23 @@ def test_fp16_on_a_cpu_is_refused(images, tmp_path):
     assert done.returncode == 2
     assert "--precision fp16" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_compiled_network_meets_the_batches_of_training_first(images, tmp_path, monkeypatch, process_as_it_was):
+    """Of which one that goes on in a validation has none: the size that is met first is taken to stay."""
+    sizes, compile_module = [], torch.nn.Module.compile
+
+    def backend(graph, inputs):
+        sizes.extend(value.shape[0] for value in inputs if getattr(value, "ndim", 0) == 4 and value.shape[1] == 3)
+        return graph
+
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend))
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
+    trainer = make_trainer(parse_config([*map(str, [*TINY, *where, "--compile", "true"])]))
+    assert 12 in sizes
+    assert trainer.progress.step == 0
+    assert int(trainer.network.bn1.num_batches_tracked) == 0
+    assert all(parameter.grad is None for parameter in trainer.network.parameters())
 
 
 def test_a_compiled_network_trains_and_its_weights_keep_their_names(train_here, monkeypatch):

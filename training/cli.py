@@ -1,6 +1,7 @@
 """What the scripts share before torch is imported: metrics' names, lines for the user, errors in one line."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
 
     quiet_ranks: every process meets the same InputError (a mistaken flag), so that one on each machine tells.
     """
+    _take_any_text()
     try:
         yield
     except (InputError, RunError) as error:
@@ -76,6 +78,16 @@ def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
         print(f"error: {error.filename or 'writing failed'}: {error.strerror}", file=sys.stderr)
         mistaken = isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError))  # a path in a flag
         raise SystemExit(2 if mistaken else 1) from None
+
+
+def _take_any_text() -> None:
+    """Let stdout and stderr write what their encoding lacks as an escape, and nowhere where they are closed."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for the process' life
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -170,6 +170,15 @@ class Config:
             raise InputError(f"--data-dir {self.data_dir}: the shapes are built in; leave it away, or use folder")
         if self.optimizer == "nesterov" and not self.momentum:
             raise InputError("--optimizer nesterov: expected --momentum above 0 with it")
+        factor = self.norm_bias_lr
+        rate = (
+            self.lr * max(1, factor) * (10 if self.optimizer.startswith("adam") else 1)
+        )  # its first: / (1 - 0.9)
+        if max(rate, self.weight_decay / min(1, factor)) >= _LARGEST:
+            raise InputError(
+                f"--lr {self.lr}: with --optimizer {self.optimizer}, --norm-bias-lr {factor} and --weight-decay "
+                f"{self.weight_decay} there are numbers that float32 does not hold; choose smaller ones"
+            )
         if self.sam_adaptive and not self.sam:
             raise InputError("--sam-adaptive true: expected --sam above 0 with it")
         if self.zero_init and self.weights:
@@ -228,7 +237,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "momentum": (0, 1, "0 to below 1"),
     "weight_decay": (0, _LARGEST, "at least 0, a number that float32 holds"),
     "label_smoothing": (0, 1, "0 to below 1"),
-    "norm_bias_lr": (_SMALLEST, math.inf, "a number above 0"),
+    "norm_bias_lr": (1e-6, math.nextafter(1e6, 2e6), "0.000001 to 1000000"),
     "ema": (0, 1, "0 to below 1"),
     "sam": (0, math.inf, "at least 0"),
     "gamma": (_SMALLEST, math.nextafter(1, 2), "a fraction above 0, at most 1"),

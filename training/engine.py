@@ -198,7 +198,8 @@ class Trainer:
         self.progress = Progress()
         self._last_tick = time.perf_counter()
         self._training_since: float | None = None
-        self._settle_gradient_buckets()
+        if accelerator.num_processes > 1 or (config.compile and self.passes == (self.model, self.model)):
+            self._settle()
 
     def _require_the_same_everywhere(self) -> None:
         """OneProcessError in a process that was started otherwise than the first one."""
@@ -209,17 +210,16 @@ class Trainer:
                 f"this process differs from the first one ({changes}); give all the same flags and images"
             )
 
-    def _settle_gradient_buckets(self) -> None:
-        """Let DDP arrange its gradient buckets before the first step.
+    def _settle(self) -> None:
+        """Let DDP and torch.compile decide before the first step what their first passes decide.
 
-        It does so after its first backward pass, and another arrangement adds the gradients of three or more
-        processes in another order: a resumed run would differ from an uninterrupted one in its first step. The
-        second forward pass builds the new buckets; were its gradients not taken, the reducer would go on waiting
-        for them, and average those of the first step's first micro-batch too early. The images are of the form of
-        a micro-batch, so that torch.compile does not take the sizes for changing ones.
+        DDP arranges its gradient buckets after its first backward pass, and another arrangement adds the gradients
+        of three or more processes in another order: a resumed run would differ from an uninterrupted one in its
+        first step. The second forward pass builds the new buckets; were its gradients not taken, the reducer would
+        go on waiting for them, and average those of the first step's first micro-batch too early. torch.compile
+        takes the size that it meets first for the one that stays: a micro-batch's, and not, in a run that goes on
+        in a validation, that of its batches.
         """
-        if self.accelerator.num_processes == 1:
-            return
         size = self.config.batch_size // (self.accelerator.num_processes * self.config.accumulation)
         images = blank_images(size, self.predictor.dtype, self.accelerator.device)
         with buffers_kept(self.network):

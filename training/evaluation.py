@@ -199,8 +199,8 @@ def evaluate_run(
     }
     show(report)
     title = f"{weights.resolve().parent.name}: {split}, accuracy {100 * report['accuracy']:.2f} %"
-    draw_evaluation(evaluation, prepared, title, weights.parent)
     write_json(weights.with_name("evaluation.json"), report)
+    draw_evaluation(evaluation, prepared, title, weights.parent)
     draw_curves_so_far(config, weights.parent)
     return report
 

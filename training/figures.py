@@ -21,6 +21,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
+NAMED = 150
+"""Classes that a confusion matrix names."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -128,6 +131,8 @@ def draw_confusion(
 ) -> None:
     """Share of each true class (rows) by predicted class (columns), with numbers from 1 % on.
 
+    Beyond NAMED classes there are neither names nor numbers: nobody could read them.
+
     Colours follow the share's square root: a class that 1 % of another's images are taken for can be seen.
 
     groups: of each class the group that it belongs to (CIFAR-100's coarse classes): its classes then stand
@@ -137,21 +142,21 @@ def draw_confusion(
     order = sorted(range(count), key=lambda index: (groups[index], classes[index])) if groups else range(count)
     names = [classes[index] for index in order]
     shares = (confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)).numpy()[np.ix_(order, order)]
-    few = count <= 20
-    side, font = (3 + 0.45 * count, 9) if few else (4 + 0.2 * count, 8)
+    few, named = count <= 20, count <= NAMED
+    side, font = (3 + 0.45 * count, 9) if few else (4 + 0.2 * min(count, NAMED), 8)
     figure = Figure(figsize=(side + (3 if groups else 1), side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
-    axes.set_xticks(range(count), names, rotation=90, fontsize=font)
-    axes.set_yticks(range(count), names, fontsize=font)
-    axes.set_title(title, fontsize=12 if few else 20)
+    # parse_math: a name with two dollar signs is no formula.
+    ticks = dict(zip(range(count), names, strict=True)) if named else {}
+    axes.set_xticks([*ticks], [*ticks.values()], rotation=90, fontsize=font, parse_math=False)
+    axes.set_yticks([*ticks], [*ticks.values()], fontsize=font, parse_math=False)
+    axes.set_title(title, fontsize=12 if few else 20, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
-    for row in range(count):
-        for column in range(count):
-            if shares[row, column] >= 0.01:
-                colour = "white" if shares[row, column] > 0.3 else "black"
-                text = f"{100 * shares[row, column]:.0f}"
-                axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8 if few else 6.5)
+    for row, column in np.argwhere(shares >= 0.01) if named else ():
+        colour = "white" if shares[row, column] > 0.3 else "black"
+        text = f"{100 * shares[row, column]:.0f}"
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8 if few else 6.5)
     if groups:
         _part_groups(axes, [groups[index] for index in order])
     figure.colorbar(

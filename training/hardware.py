@@ -22,6 +22,7 @@ from accelerate.utils import (
     GradientAccumulationPlugin,
     InitProcessGroupKwargs,
     TorchDynamoPlugin,
+    parse_flag_from_env,
 )
 
 from data.decode import allowed_cores
@@ -39,7 +40,7 @@ def make_accelerator(config: Config) -> Accelerator:
                 f"accelerate's configuration asks for {name}: not supported; give accelerate launch "
                 "--config_file accelerate_config.yaml, or choose none of it in `accelerate config`"
             )
-    use_cpu = not torch.cuda.is_available()
+    use_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")  # launch --cpu
     if not use_cpu and local_processes() > torch.cuda.device_count():
         raise InputError(
             f"--num_processes: {local_processes()} processes on this machine, which has "

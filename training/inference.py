@@ -42,7 +42,7 @@ class Predictor:
         self.model, self.transform, self.device = model, transform, device
         self.precision, self.dtype = precision, DTYPES[precision]
 
-    @out_of_memory_told(_IN_EVALUATION)
+    @out_of_memory_told(lambda: _IN_EVALUATION)
     @torch.inference_mode()
     def logits(self, images: Tensor, tta: str = "none") -> Tensor:
         """uint8 (n, 3, h, w) -> float32 (n, classes): the mean over the views of test-time augmentation `tta`."""

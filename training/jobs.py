@@ -15,19 +15,8 @@ from data.errors import InputError
 from training.config import HELD_OUT, ROOT, Config, flag, parse_config
 from training.stopping import STOPPED, signals_to_take
 
-OWN_FLAGS = (
-    "recipe",
-    "name",
-    "runs_dir",
-    "data_dir",
-    "seed",
-    "weights",
-    "epochs",
-    "subset",
-    "milestones",
-    "warmup",
-)
-"""What the scripts give to train.py themselves, so that it may not follow a --."""
+SHORTENED = ("epochs", "subset", "milestones", "warmup")
+"""What `shortened` gives to train.py."""
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +25,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subset", type=float, default=1.0, help="share of the training images, above 0 to 1")
 
 
-def check_flags(arguments: argparse.Namespace, extra: Sequence[str], lowest: dict[str, int]) -> None:
+def check_flags(
+    arguments: argparse.Namespace, extra: Sequence[str], own: Collection[str], lowest: dict[str, int]
+) -> None:
     """InputError for values out of range, and for flags after -- that the script gives itself.
 
+    own: those flags, besides SHORTENED.
     lowest: of whole numbers the lowest allowed value.
     """
     for name, low in lowest.items():
@@ -48,7 +40,7 @@ def check_flags(arguments: argparse.Namespace, extra: Sequence[str], lowest: dic
         if not 0 < getattr(arguments, name) <= 1:
             raise InputError(f"{flag(name)} {getattr(arguments, name)}: expected a fraction above 0, at most 1")
     for given in extra:
-        if given.split("=")[0] in map(flag, OWN_FLAGS):
+        if given.split("=")[0] in map(flag, (*own, *SHORTENED)):
             raise InputError(f"{given} after --: not possible, as this script gives it itself; see its --help")
 
 

@@ -48,14 +48,17 @@ class EvaluationMetrics:
     def __init__(self, num_classes: int, device: torch.device, everywhere: bool = True):
         # Imported here: it takes longer than the first training steps, which need not wait for it.
         from torchmetrics import SumMetric
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+        from torchmetrics.classification import MulticlassAccuracy
 
-        common: dict[str, Any] = {"validate_args": False, "sync_on_compute": everywhere}
+        from training.confusion import ConfusionMatrix
+
         loss = SumMetric(nan_strategy="disable", sync_on_compute=everywhere)
         self.loss = loss.set_dtype(torch.float64).to(device)
-        self.confusion = MulticlassConfusionMatrix(num_classes, **common).to(device)
-        top = min(5, num_classes)
-        self.top5 = MulticlassAccuracy(num_classes, top_k=top, average="micro", **common).to(device)
+        self.confusion = ConfusionMatrix(num_classes, sync_on_compute=everywhere).to(device)
+        top5 = MulticlassAccuracy(
+            num_classes, min(5, num_classes), average="micro", validate_args=False, sync_on_compute=everywhere
+        )
+        self.top5 = top5.to(device)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """logits float32 (n, classes); labels int64 (n,)."""

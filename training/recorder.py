@@ -272,7 +272,11 @@ class Recorder(NullRecorder):
             return
         curves = draw_curves(self.tracking.file.rows(), self.config, self.folder)
         summary = summarize(self.config, self.accelerator, trainer)
-        summary |= {"metrics_sha256": sha256_of(self.tracking.file.path), **self.commit}
+        summary |= {
+            "metrics_sha256": sha256_of(self.tracking.file.path),
+            "data": self.prepared.digest,
+            **self.commit,
+        }
         if self.tracking.tracker is not None:
             self.tracking.guard(lambda: self._track_best(trainer, curves), None)
         self.tracking.finish()

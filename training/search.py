@@ -17,8 +17,8 @@ import yaml
 
 from data.errors import InputError
 from data.files import write_json
-from training.cli import OneLineParser, RunError, one_line_errors
-from training.config import parse_config
+from training.cli import OneLineParser, RunError, one_line_errors, tell
+from training.config import Config, parse_config
 from training.jobs import (
     add_flags,
     check_flags,
@@ -63,7 +63,8 @@ def main() -> None:
 
 def search(arguments: argparse.Namespace, extra: list[str]) -> None:
     """Train the trials, round by round; writes search.json after each training."""
-    check_flags(arguments, extra, lowest={"trials": 1, "eta": 2, "seed": 0, "processes": 1})
+    lowest = {"trials": 1, "eta": 2, "seed": 0, "processes": 1}
+    check_flags(arguments, extra, ("name", "runs_dir"), lowest)
     fixed, space = read_sweep(arguments.sweep)
     trials = [Trial(number, draw(space, arguments.seed, number)) for number in range(arguments.trials)]
     given = [*fixed, "--tracker", "none", *extra]
@@ -79,7 +80,7 @@ def search(arguments: argparse.Namespace, extra: list[str]) -> None:
             trial.accuracy.append(train_trial(trial, number, share, given, arguments))
             write_json(arguments.out / "search.json", [asdict(trial) for trial in trials])
         for trial in sorted(left, key=lambda trial: -trial.accuracy[-1]):
-            print(f"round {number + 1}/{rounds}: {described(trial)}")
+            tell(f"round {number + 1}/{rounds}: {described(trial)}")
         succeeded = [trial for trial in left if trial.accuracy[-1] >= 0]
         if not succeeded:
             raise RunError(
@@ -87,7 +88,7 @@ def search(arguments: argparse.Namespace, extra: list[str]) -> None:
                 "smaller learning rates may help"
             )
         left = sorted(succeeded, key=lambda trial: -trial.accuracy[-1])[: max(1, len(left) // arguments.eta)]
-    print(f"best: {described(left[0])}")
+    tell(f"best: {described(left[0])}")
 
 
 def described(trial: Trial) -> str:
@@ -102,9 +103,21 @@ def train_trial(trial: Trial, number: int, share: float, given: list[str], argum
     run = arguments.out / f"trial{trial.number:02}-round{number + 1}"
     flags = [*given, *trial.flags, "--name", run.name, "--runs-dir", str(run.parent)]
     flags += shortened(parse_config(flags), share, arguments.subset)
-    if not is_finished(run, parse_config(flags)) and train(flags, arguments.processes):
+    wanted = parse_config(flags)
+    if is_finished(run, wanted):
+        _require_the_same_images(run, wanted)
+    elif train(flags, arguments.processes):
         return -1.0
     return float(read_summary(run)["val_accuracy"])
+
+
+def _require_the_same_images(run: Path, wanted: Config) -> None:
+    from training.engine import open_prepared  # torch takes seconds, and a mistaken flag should not wait for it
+
+    if read_summary(run).get("data") != open_prepared(wanted).digest:
+        raise InputError(
+            f"{run}: trained on other images than those in {wanted.source_folder}; remove it or give another --out"
+        )
 
 
 def read_sweep(path: Path) -> tuple[list[str], dict[str, dict[str, Any]]]:

@@ -1,0 +1,30 @@
+"""What the scripts print, wherever it goes."""
+
+import io
+import sys
+
+import pytest
+
+from data.errors import InputError
+from training.cli import one_line_errors, tell
+
+
+def test_what_the_encoding_lacks_is_written_as_an_escape(monkeypatch):
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="cp1252") for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with one_line_errors():
+        tell("B\u00e4r, \u732b")
+    with pytest.raises(SystemExit), one_line_errors():
+        raise InputError("\u732b: no such class")
+    err.flush()
+    assert out.buffer.getvalue() == b"B\xe4r, \\u732b\n"
+    assert err.buffer.getvalue() == b"error: \\u732b: no such class\n"
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_where_an_output_is_closed_nothing_is_written(monkeypatch, name):
+    monkeypatch.setattr(sys, name, None)
+    with one_line_errors():
+        tell("a line")
+        print("another", file=getattr(sys, name))
