@@ -15,7 +15,7 @@ _SIGNS = ("out of memory", "alloc failed", "can't allocate memory")
 
 @contextmanager
 def out_of_memory_told(advice: Callable[[], str]) -> Iterator[None]:
-    """Turn the device's error into an OneProcessError with advice; also a decorator.
+    """Turn the device's error into a OneProcessError with advice; also a decorator.
 
     Not always an OutOfMemoryError: CUDA's own and cuDNN's, and the CPU's, are known by what they say.
     """
