@@ -63,7 +63,7 @@ def test_confusion_of_many_classes_has_neither_names_nor_numbers_nor_a_side_for_
         figures.draw_confusion(torch.eye(count).long(), [f"{i}" for i in range(count)], "many", tmp_path / "c.png")
     assert [len(figure.axes[0].texts) for figure in drawn] == [figures.NAMED, 0]
     assert [len(figure.axes[0].get_xticks()) for figure in drawn] == [figures.NAMED, 0]
-    assert drawn[0].get_size_inches().tolist() == drawn[1].get_size_inches().tolist()
+    assert max(drawn[1].get_size_inches()) < max(drawn[0].get_size_inches())
 
 
 def test_a_class_may_be_called_by_what_would_be_no_formula(tmp_path):

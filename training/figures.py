@@ -143,7 +143,7 @@ def draw_confusion(
     names = [classes[index] for index in order]
     shares = (confusion.double() / confusion.sum(1, keepdim=True).clamp(min=1)).numpy()[np.ix_(order, order)]
     few, named = count <= 20, count <= NAMED
-    side, font = (3 + 0.45 * count, 9) if few else (4 + 0.2 * min(count, NAMED), 8)
+    side, font = (3 + 0.45 * count, 9) if few else (4 + 0.2 * count, 8) if named else (14, 8)
     figure = Figure(figsize=(side + (3 if groups else 1), side), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
@@ -151,7 +151,7 @@ def draw_confusion(
     ticks = dict(zip(range(count), names, strict=True)) if named else {}
     axes.set_xticks([*ticks], [*ticks.values()], rotation=90, fontsize=font, parse_math=False)
     axes.set_yticks([*ticks], [*ticks.values()], fontsize=font, parse_math=False)
-    axes.set_title(title, fontsize=12 if few else 20, parse_math=False)
+    axes.set_title(title, fontsize=20 if named and not few else 12, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     for row, column in np.argwhere(shares >= 0.01) if named else ():
         colour = "white" if shares[row, column] > 0.3 else "black"
