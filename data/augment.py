@@ -61,6 +61,10 @@ class BatchTransform:
         dtype: torch.dtype = torch.float32,
     ):
         self.augmentation = augmentation or Augmentation()
+        if self.augmentation.trivial:  # imports torchvision: seconds of a start, but not of its first step
+            from data.trivial import trivial_augment
+
+            self.trivial_augment = trivial_augment
         self.seed = seed
         self.dtype = dtype
         deviation = torch.tensor(std, dtype=torch.float64)
@@ -83,9 +87,7 @@ class BatchTransform:
         chosen = self.augmentation
         images = crop_and_flip(images, ids, chosen, self.seed, epoch)
         if chosen.trivial:
-            from data.trivial import trivial_augment  # it imports torchvision, which takes seconds
-
-            images = trivial_augment(images, ids, self.seed, epoch)
+            images = self.trivial_augment(images, ids, self.seed, epoch)
         floats = self.normalize(images)
         if chosen.cutout:
             cutout_(floats, ids, chosen.cutout, self.seed, epoch)

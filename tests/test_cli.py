@@ -1,6 +1,7 @@
 """What the scripts print, wherever it goes."""
 
 import io
+import os
 import sys
 
 import pytest
@@ -28,3 +29,4 @@ def test_where_an_output_is_closed_nothing_is_written(monkeypatch, name):
     with one_line_errors():
         tell("a line")
         print("another", file=getattr(sys, name))
+    assert getattr(sys, name).name == os.devnull

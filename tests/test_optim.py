@@ -152,3 +152,5 @@ def test_the_largest_settings_that_are_allowed_are_numbers_to_the_optimizer(opti
     set_lr(made, config.lr)
     model(torch.randn(4, 2)).sum().backward()
     made.step()
+    assert made.param_groups[-1]["lr"] == lr * factor
+    assert len(made.state) == 4

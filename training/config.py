@@ -171,9 +171,8 @@ class Config:
         if self.optimizer == "nesterov" and not self.momentum:
             raise InputError("--optimizer nesterov: expected --momentum above 0 with it")
         factor = self.norm_bias_lr
-        rate = (
-            self.lr * max(1, factor) * (10 if self.optimizer.startswith("adam") else 1)
-        )  # its first: / (1 - 0.9)
+        first_step = 10 if self.optimizer.startswith("adam") else 1  # Adam divides it by 1 - 0.9
+        rate = self.lr * max(1, factor) * first_step
         if max(rate, self.weight_decay / min(1, factor)) >= _LARGEST:
             raise InputError(
                 f"--lr {self.lr}: with --optimizer {self.optimizer}, --norm-bias-lr {factor} and --weight-decay "

@@ -148,9 +148,9 @@ def draw_confusion(
     axes = figure.subplots()
     image = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
     # parse_math: a name with two dollar signs is no formula.
-    ticks = dict(zip(range(count), names, strict=True)) if named else {}
-    axes.set_xticks([*ticks], [*ticks.values()], rotation=90, fontsize=font, parse_math=False)
-    axes.set_yticks([*ticks], [*ticks.values()], fontsize=font, parse_math=False)
+    labels = names if named else []
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=font, parse_math=False)
+    axes.set_yticks(range(len(labels)), labels, fontsize=font, parse_math=False)
     axes.set_title(title, fontsize=20 if named and not few else 12, parse_math=False)
     axes.set(xlabel="predicted", ylabel="true")
     for row, column in np.argwhere(shares >= 0.01) if named else ():
