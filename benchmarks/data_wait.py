@@ -56,8 +56,9 @@ def waiting_percentage(trainer: Trainer, data: Iterator[list[Batch]], count: int
 
 def benchmark(arguments: Namespace) -> list[Row]:
     on_gpu = arguments.device == "cuda"
-    count = 1 if arguments.quick else 400 if on_gpu else 3
+    count = 1 if arguments.quick else 48 if on_gpu else 3
     stems = ("cifar", "imagenet") if on_gpu or arguments.full else ("imagenet",)
+    stems = stems[:1] if arguments.brief else stems
     sizes = (128, 512) if on_gpu or arguments.full else (128,)
     loaders = ("ffcv", "resident") if HAS_FFCV else ("resident",)
     openings = []
@@ -69,7 +70,9 @@ def benchmark(arguments: Namespace) -> list[Row]:
 
 
 def main() -> None:
-    run("data_wait", make_parser("data_wait", __doc__), benchmark)
+    parser = make_parser("data_wait", __doc__)
+    parser.add_argument("--brief", action="store_true", help="one stem: cifar on a GPU, imagenet on a CPU")
+    run("data_wait", parser, benchmark)
 
 
 if __name__ == "__main__":

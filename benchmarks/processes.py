@@ -31,12 +31,14 @@ _measure: Callable[..., Any] | None = None  # in a process of in_own_process
 def in_own_process(make: Callable[..., Callable[..., Any]], *arguments: Any) -> Iterator[Callable[..., Any]]:
     """A function that calls, in a fresh process, what `make(*arguments)` returned in that process.
 
-    Contenders that are measured in turn do not share threads, compiled code or allocators then.
+    Contenders that are measured in turn do not share threads, compiled code or allocators then. The process starts
+    at once, beside others that are started.
     """
     pool = ProcessPoolExecutor(
         1, get_context("spawn"), initializer=_start, initargs=(os.getpid(), make, arguments)
     )
     with pool:
+        pool.submit(int)
         yield lambda *given: pool.submit(_call, *given).result()
 
 

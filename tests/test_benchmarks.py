@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from argparse import Namespace
@@ -225,6 +226,19 @@ def test_a_measurement_has_a_process_of_its_own_that_keeps_what_it_opened():
     assert pid == same_pid != os.getpid()
     assert method == get_start_method()  # workers of a baseline's DataLoader start as they would in a script
     assert not psutil.pid_exists(pid)
+
+
+def open_connection(port: int):  # in a process of its own
+    with socket.create_connection(("127.0.0.1", port)):
+        return int
+
+
+def test_processes_that_take_turns_are_opened_side_by_side():
+    """Not each when its first turn comes, while the others wait."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(120)
+        with in_own_process(open_connection, server.getsockname()[1]):
+            server.accept()
 
 
 def test_peak_memory_is_that_of_a_process_with_its_descendants():
@@ -523,7 +537,7 @@ def test_what_needs_ffcv_is_left_out_where_it_is_not_installed(monkeypatch, tmp_
         start, "interleave", lambda contenders, *_: found.extend(contender.case for contender in contenders)
     )
     arguments = arguments_of("--cache-dir", str(tmp_path), "--quick", "--device", "cpu")
-    arguments.images, arguments.only = 0, None
+    arguments.images, arguments.only, arguments.brief = 0, None, False
     for module in (loaders, data_wait, start):
         arguments.quick = module is not start  # whose rehearsal has the resident loader alone
         module.benchmark(arguments)
@@ -533,7 +547,7 @@ def test_what_needs_ffcv_is_left_out_where_it_is_not_installed(monkeypatch, tmp_
     found += [contender.case for contender in prepare_benchmark.contenders_of(tmp_path, 1, tmp_path / "weights")]
     arguments = arguments_of("--device", "cpu")
     arguments.stem = "cifar"
-    found += train_step.beside_baselines(arguments, 128)
+    found += train_step.beside_baselines(arguments)
     assert len(found) >= 20
     assert not [case for case in map(str, found) if "ffcv" in case or "beton" in case or "B2" in case]
 
