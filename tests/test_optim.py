@@ -96,7 +96,8 @@ def test_weight_decay_with_and_without_norms_and_biases(kind, decayed):
     config = Config(optimizer=kind, weight_decay=0.02, decay_norm_and_bias=decayed)
     optimizer = make_optimizer(config, build_model("resnet18", 10))
     assert {"sgd": "SGD", "nesterov": "SGD", "adam": "Adam", "adamw": "AdamW"}[kind] == type(optimizer).__name__
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.02] + 2 * [0.02 if decayed else 0.0]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == ([0.02] if decayed else [0.02, 0.0])
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == 62
     if kind in ("sgd", "nesterov"):
         nesterov = kind == "nesterov"
         assert all(g["nesterov"] == nesterov and g["momentum"] == 0.9 for g in optimizer.param_groups)
@@ -137,8 +138,15 @@ def test_a_checkpoint_of_a_gpu_does_not_bring_its_kernels_to_a_cpu():
     for group in state["param_groups"]:
         group |= {"fused": True, "lr": 0.25}
     restore_optimizer(own, state)
-    assert [(group["fused"], group["lr"]) for group in own.param_groups] == [(None, 0.25)] * 2
+    assert [(group["fused"], group["lr"]) for group in own.param_groups] == [(None, 0.25)]
     assert all(state["step"] == 1 for state in own.state.values())
+
+
+def test_a_checkpoint_with_other_groups_of_parameters_is_told():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    apart = make_optimizer(Config(decay_norm_and_bias=False), model)
+    with pytest.raises(InputError, match=r"checkpoints are of another version of train\.py; give another --name"):
+        restore_optimizer(make_optimizer(Config(), model), apart.state_dict())
 
 
 @pytest.mark.parametrize(

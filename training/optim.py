@@ -11,7 +11,8 @@ from training.config import Config
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW over all parameters: one group is decayed, two may not be.
+    """SGD, Adam or AdamW over all parameters. Those that are treated alike are one group, as each
+    takes launches of its own.
 
     The biases of BatchNorm may learn faster than the rest, --norm-bias-lr times: Jordan, 2024, arXiv:2404.00498,
     where it is 64. As there, a step of sgd or adamw decays them as if they did not: their decay is divided by it.
@@ -24,12 +25,15 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     if factor != 1 and not norm_biases:
         raise InputError(f"--norm-bias-lr {factor:g}: {config.model} has no BatchNorm; leave it at 1")
     plain_decay = config.weight_decay if config.decay_norm_and_bias else 0.0
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay, "lr_factor": 1.0},
-        {"params": norms_and_biases, "weight_decay": plain_decay, "lr_factor": 1.0},
-        {"params": norm_biases, "weight_decay": plain_decay / factor, "lr_factor": factor},
-    ]
-    groups = [group for group in groups if group["params"]]
+    alike: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameters, decay, lr_factor in (
+        (weights, config.weight_decay, 1.0),
+        (norms_and_biases, plain_decay, 1.0),
+        (norm_biases, plain_decay / factor, factor),
+    ):
+        if parameters:
+            alike.setdefault((decay, lr_factor), []).extend(parameters)
+    groups = [{"params": alike[kind], "weight_decay": kind[0], "lr_factor": kind[1]} for kind in alike]
     if config.optimizer in ("sgd", "nesterov"):
         nesterov = config.optimizer == "nesterov"
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
@@ -40,7 +44,13 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state_dict, but for the choice of kernels, which is that of the device: it may be of another one."""
+    """Load a state_dict, but for the choice of kernels, which is that of the device: it may be of another one.
+
+    Raises:
+        InputError: it has other groups of parameters, as a former version made them.
+    """
+    if len(state["param_groups"]) != len(optimizer.param_groups):
+        raise InputError("the run's checkpoints are of another version of train.py; give another --name")
     groups = [group | {"fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
     optimizer.load_state_dict(state | {"param_groups": groups})
 
