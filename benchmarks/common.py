@@ -188,7 +188,7 @@ def complete(arguments: Namespace, name: str) -> None:
     # Of the beginning: the code that is measured is the one that was loaded then.
     arguments.began = {"date": datetime.now(timezone.utc).isoformat(timespec="seconds"), **commit()}
     arguments.load_before = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    set_threads()
+    set_threads(use_cpu=arguments.device == "cpu")
 
 
 def run(name: str, parser: OneLineParser, benchmark: Callable[[Namespace], list[Row]]) -> None:

@@ -65,8 +65,8 @@ def open_evaluation(config: Config, batch: int) -> Callable[[int], dict[str, flo
 
 
 def open_sgd(config: Config, kernels: dict[str, bool]) -> Callable[[int], dict[str, float]]:
-    set_threads()
     device = default_device()
+    set_threads(device.type == "cpu")
     model = initial_model(config, num_classes=10).to(device)
     for parameter in model.parameters():
         parameter.grad = 1e-3 * torch.randn_like(parameter)
@@ -95,10 +95,10 @@ def open_memory(config: Config, kept: bool) -> Callable[[int], dict[str, float]]
 
 def open_memory_of_images(config: Config, kept: bool) -> Callable[[int], dict[str, float]]:
     """Of the resident loader's images alone, in batches four times as large."""
-    set_threads()
+    device, prepared = default_device(), open_prepared(config)
+    set_threads(device.type == "cpu")
     if kept:
         keep_freed_memory()
-    device, prepared = default_device(), open_prepared(config)
     transform = make_transform(config, prepared, device, "no")
     ids, size = torch.arange(prepared.train_count), 4 * config.batch_size
     stream = Stream(ResidentLoader(prepared, device), transform, ids, size, config.seed)

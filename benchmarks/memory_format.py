@@ -36,8 +36,9 @@ def network_steps(config: Config, memory_format: str) -> Iterator[None]:
 
 def open_network(config: Config, memory_format: str) -> Callable[[int], dict[str, float]]:
     """A function that measures a number of steps; for a process of its own."""
-    set_threads()
-    steps, device = network_steps(config, memory_format), default_device()
+    device = default_device()
+    set_threads(device.type == "cpu")
+    steps = network_steps(config, memory_format)
     return lambda count: {"images/s": count * config.batch_size / time_steps(steps, count, device)}
 
 

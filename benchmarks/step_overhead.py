@@ -49,7 +49,7 @@ class NoNetwork(nn.Module):
 
 
 def bare_steps(config: Config, device: torch.device) -> Steps:
-    set_threads()
+    set_threads(device.type == "cpu")
     images = torch.zeros(config.batch_size, 3, 32, 32, device=device)
     labels = torch.zeros(config.batch_size, dtype=torch.int64, device=device)
     model = NoNetwork(10).to(device).train()

@@ -108,6 +108,15 @@ def test_the_memory_of_a_freed_tensor_is_kept_for_the_next():
     assert printed_by_a_process(code) < 2**20
 
 
+def test_a_gpu_leaves_the_cpu_no_work_for_several_threads(monkeypatch, process_as_it_was):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(hardware, "Accelerator", lambda **settings: settings)
+    torch.set_num_threads(2)
+    hardware.make_accelerator(Config(precision="no"))
+    assert torch.get_num_threads() == 1
+
+
 def test_processes_share_the_cores(monkeypatch):
     monkeypatch.setattr(hardware, "allowed_cores", lambda: 8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")

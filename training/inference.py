@@ -106,10 +106,10 @@ def open_predictor(run: Path) -> tuple[Predictor, dict[str, Any], Path]:
     """
     path = run / "best.safetensors" if run.is_dir() else run
     model, about = load_weights(path)
-    set_threads()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = about["precision"]
     on_cpu = device.type == "cpu"
+    set_threads(on_cpu)
     if on_cpu:
         keep_freed_memory()
     if (precision == "fp16" and on_cpu) or (precision == "bf16" and not has_bf16(on_cpu)):
