@@ -64,7 +64,7 @@ def default_recipes(dataset: str, full: bool) -> list[str]:
     if not full:
         return [f"recipes/{dataset}-cpu.yaml"]
     short = {
-        "cifar10": ["cifar10-speed/c10-22", "cifar10-speed/c10-80"],
+        "cifar10": ["cifar10-speed/c10-26", "cifar10-speed/c10-80"],
         "cifar100": ["cifar100-budgets/c100-15", "cifar100-budgets/c100-30"],
     }
     return [f"recipes/{name}.yaml" for name in (*short[dataset], dataset)]
