@@ -107,7 +107,8 @@ def open_throughput(name: str, configs: list[Config]) -> Callable[[int], dict[st
         if index not in opened:
             config = of_whole_passes(name, configs[index])
             opened[index] = OPENERS[name](config, open_prepared(config))
-        torch.set_num_threads(configs[index].workers)  # those of ours that augment, and of the resident loader all
+        if default_device().type == "cpu":  # those of ours that augment, and of the resident loader all
+            torch.set_num_threads(configs[index].workers)
         return timed_passes(opened[index])
 
     return measure

@@ -24,7 +24,9 @@ from training.config import ROOT
 
 SAMPLING_INTERVAL_S = 0.1
 
-_measure: Callable[..., Any] | None = None  # in a process of in_own_process
+# In a process of in_own_process:
+_open: Callable[[], Callable[..., Any]] | None = None
+_measure: Callable[..., Any] | None = None
 
 
 @contextmanager
@@ -32,27 +34,30 @@ def in_own_process(make: Callable[..., Callable[..., Any]], *arguments: Any) -> 
     """A function that calls, in a fresh process, what `make(*arguments)` returned in that process.
 
     Contenders that are measured in turn do not share threads, compiled code or allocators then. The process starts
-    at once, beside others that are started.
+    and imports what it needs at once, beside others. It opens its contender, which may choose kernels by timing
+    them, when it is first called.
     """
     pool = ProcessPoolExecutor(
-        1, get_context("spawn"), initializer=_start, initargs=(os.getpid(), make, arguments)
+        1, get_context("spawn"), initializer=_start, initargs=(os.getpid(), partial(make, *arguments))
     )
     with pool:
         pool.submit(int)
         yield lambda *given: pool.submit(_call, *given).result()
 
 
-def _start(parent: int, make: Callable[..., Callable[..., Any]], arguments: tuple[Any, ...]) -> None:
-    global _measure
+def _start(parent: int, opening: Callable[[], Callable[..., Any]]) -> None:
+    global _open
     die_with_parent(parent, getattr(signal, "SIGKILL", 0))
     # A spawned process would spawn its own children too. A script's DataLoader forks its workers where the system
     # does so by default, and so must a baseline's.
     set_start_method(None, force=True)
-    _measure = make(*arguments)
+    _open = opening
 
 
 def _call(*given: Any) -> Any:
-    assert _measure is not None
+    global _measure
+    assert _open is not None
+    _measure = _measure or _open()
     return _measure(*given)
 
 

@@ -29,16 +29,12 @@ TINY = ["--dataset", "folder", "--stem", "imagenet", "--epochs", "2", "--batch-s
 TINY += ["--loader", "resident", "--precision", "no", "--tracker", "none", "--schedule", "triangle"]
 """Flags of a run of seconds on `images`."""
 
+# For the processes that tests start. Those of pytest-xdist begin with what is set here.
 LIGHT_FOLDER = str(ROOT / "tests" / "light")
 PATHS = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", LIGHT_FOLDER)]
 PATHS = list(dict.fromkeys([str(ROOT), *PATHS]))
+os.environ["PYTHONPATH"] = os.pathsep.join([LIGHT_FOLDER, *PATHS])
 resnet.resnet.WIDTHS = NARROW
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """For the processes that tests start, and not for pytest-xdist's."""
-    if config.getoption("dist", "no") == "no":
-        os.environ["PYTHONPATH"] = os.pathsep.join([LIGHT_FOLDER, *PATHS])
 
 
 def command(*arguments: object, processes: int = 0, launch: Sequence[object] = ()) -> list[str]:

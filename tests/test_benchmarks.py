@@ -228,17 +228,34 @@ def test_a_measurement_has_a_process_of_its_own_that_keeps_what_it_opened():
     assert not psutil.pid_exists(pid)
 
 
-def open_connection(port: int):  # in a process of its own
-    with socket.create_connection(("127.0.0.1", port)):
-        return int
+class Connecting:
+    """Connects to a port as soon as a process has it."""
+
+    def __init__(self, port: int):
+        self.port = port
+
+    def __reduce__(self):
+        return socket.create_connection, (("127.0.0.1", self.port),)
 
 
-def test_processes_that_take_turns_are_opened_side_by_side():
-    """Not each when its first turn comes, while the others wait."""
+def open_noted(note: Path, connected: socket.socket | None = None):  # in a process of its own
+    note.touch()
+    return int
+
+
+def test_processes_start_side_by_side_and_open_what_they_measure_one_after_the_other(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(120)
-        with in_own_process(open_connection, server.getsockname()[1]):
-            server.accept()
+        first, second = tmp_path / "first", tmp_path / "second"
+        with (
+            in_own_process(open_noted, first, Connecting(server.getsockname()[1])) as measure,
+            in_own_process(open_noted, second) as measure_second,
+        ):
+            server.accept()[0].close()  # the first has started, and was asked for nothing
+            measure_second()
+            assert (first.exists(), second.exists()) == (False, True)
+            measure()
+            assert first.exists()
 
 
 def test_peak_memory_is_that_of_a_process_with_its_descendants():

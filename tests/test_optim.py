@@ -142,11 +142,24 @@ def test_a_checkpoint_of_a_gpu_does_not_bring_its_kernels_to_a_cpu():
     assert all(state["step"] == 1 for state in own.state.values())
 
 
-def test_a_checkpoint_with_other_groups_of_parameters_is_told():
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    apart = make_optimizer(Config(decay_norm_and_bias=False), model)
-    with pytest.raises(InputError, match=r"checkpoints are of another version of train\.py; give another --name"):
-        restore_optimizer(make_optimizer(Config(), model), apart.state_dict())
+def test_a_checkpoint_with_more_groups_of_the_same_parameters_is_gone_on_with():
+    """As former versions made them."""
+    steps = []
+    for restored in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+        three = [{"params": group, "lr_factor": 1.0} for group in parameter_groups(model)]
+        optimizer = torch.optim.SGD(three, lr=0.1, momentum=0.9, weight_decay=5e-4)
+        for step in range(2):
+            if step and restored:
+                former, optimizer = optimizer, make_optimizer(Config(lr=0.7), model)
+                restore_optimizer(optimizer, former.state_dict())
+            model(torch.arange(8.0).view(4, 2)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        steps.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert len(optimizer.param_groups) == 1
+    assert all(map(torch.equal, *steps))
 
 
 @pytest.mark.parametrize(

@@ -139,8 +139,8 @@ def threads_per_process() -> int:
 def set_threads(use_cpu: bool) -> None:
     """Give torch this process' share of the allowed cores; `accelerate launch` would leave it one thread.
 
-    Where a GPU computes one is best: the order of an epoch's images, most of what is left to the CPU, takes one
-    thread 2 ms, and to gather those of 16 cores for it most likely took 30 to 80.
+    Where a GPU computes one is enough: to sort the order of an epoch, most of what is left to the CPU, takes it
+    2 ms, and several threads, where cores are busy, up to a hundred times that.
 
     Where nothing is said of threads the user's OMP_NUM_THREADS cannot be told from the launcher's, so that the
     cores allowed to the process (taskset, a container's cpuset) are what limits it.

@@ -44,15 +44,13 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state_dict, but for the choice of kernels, which is that of the device: it may be of another one.
+    """Load what a state_dict has of each parameter, and the learning rate.
 
-    Raises:
-        InputError: it has other groups of parameters, as a former version made them.
+    The groups stay as the config has made them: those of the state_dict name the kernels of its device, which may
+    have been another one, and former versions had the same parameters in more groups.
     """
-    if len(state["param_groups"]) != len(optimizer.param_groups):
-        raise InputError("the run's checkpoints are of another version of train.py; give another --name")
-    groups = [group | {"fused": optimizer.defaults["fused"]} for group in state["param_groups"]]
-    optimizer.load_state_dict(state | {"param_groups": groups})
+    optimizer.load_state_dict({"state": state["state"], "param_groups": optimizer.state_dict()["param_groups"]})
+    set_lr(optimizer, state["param_groups"][0]["lr"])  # that of the weights
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -1,15 +1,13 @@
 """Python imports this when it starts, where this folder is on PYTHONPATH: what it runs then takes half the time.
 
 `resnet` builds networks of an eighth of the channels: what most tests look at is the same with them. torchmetrics
-does not import scipy.signal, of which it mends a name that nothing here uses; an optimizer's first step does not
-import torch's compiler, which it tells that nothing of it is to be compiled. conftest.py sets PYTHONPATH for the
-processes that tests start; in its own the compiler stays.
+does not import scipy.signal, of which it mends a name that nothing here uses. conftest.py sets PYTHONPATH for the
+processes that tests start.
 """
 
 import importlib.machinery
 import sys
 import types
-from unittest.mock import MagicMock
 
 NARROW = (8, 16, 32, 64)
 
@@ -35,9 +33,3 @@ class NarrowResNet:
 sys.meta_path.insert(0, NarrowResNet)
 sys.modules["scipy.signal"] = types.ModuleType("scipy.signal")
 sys.modules["scipy.signal"].hamming = None
-if __name__ == "sitecustomize":  # and not where a test imports it
-    compiler = MagicMock()
-    compiler.disable = lambda function, *_, **__: function
-    compiler.eval_frame.OptimizedModule = MagicMock  # of which no network is one
-    for name in ("torch._dynamo", "torch._dynamo.utils", "torch._inductor", "torch._inductor.config"):
-        sys.modules[name] = compiler
