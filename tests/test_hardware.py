@@ -93,6 +93,7 @@ def printed_by_a_process(code: str, **environment: str) -> int:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="the system does not tell the allowed cores")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
 def test_threads_are_the_allowed_cores_not_the_launchers_one():
     printed = printed_by_a_process("print(torch.get_num_threads())", OMP_NUM_THREADS="1")
     assert printed == len(os.sched_getaffinity(0))
