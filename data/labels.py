@@ -3,13 +3,15 @@
 import csv
 import re
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from data.errors import InputError
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def label_table(path: Path) -> pd.DataFrame:
+
+def label_table(path: Path) -> "pd.DataFrame":
     """The columns label and row (that it ends in, counted as an editor counts lines), by id; labels as written.
 
     A byte order mark, CRLF line ends, quoted fields and empty lines are accepted.
@@ -44,6 +46,8 @@ def label_table(path: Path) -> pd.DataFrame:
         raise InputError(f"{path}: cannot be read as CSV: {reason}; expected text in UTF-8") from error
     if not labels:
         raise InputError(f"{path}: no rows after the header; expected an id and a label in each")
+    import pandas as pd  # here: half a second, which a start from the cache does not need
+
     index = pd.Index(list(labels), dtype="int64", name="id")
     return pd.DataFrame({"label": list(labels.values()), "row": list(rows.values())}, index=index)
 

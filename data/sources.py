@@ -12,11 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from filelock import FileLock
 from PIL import Image
 
@@ -25,6 +24,9 @@ from data.files import sha256_of
 from data.labels import label_table
 from data.listing import IMAGE_SUFFIXES, describe, digest, image_entries, natural_order, numbered_images, readable
 from data.spec import SPECS, DatasetSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass
@@ -92,7 +94,9 @@ class KaggleFolder:
         _check_classes_of_test(train, test, classes, self.folder / "testLabels.csv")
         return Contents(classes, train, test, self.spec)
 
-    def _split(self, name: str, path: Path, table: pd.DataFrame, classes: tuple[str, ...]) -> Split:
+    def _split(self, name: str, path: Path, table: "pd.DataFrame", classes: tuple[str, ...]) -> Split:
+        import pandas as pd  # here, as in data/labels.py
+
         images = numbered_images(self.folder / name)
         unlabelled = sorted(images.keys() - set(table.index))
         if unlabelled:

@@ -55,7 +55,10 @@ def test_the_suite_does_not_know_its_benchmarks():
     ("modules", "spared"),
     [
         ("train, evaluate, submit, training.inference, data.loaders, data.resident_loader", {"ffcv", "numba"}),
-        ("train, training.engine, training.recorder, training.inference", {"torchvision", "torchmetrics"}),
+        (
+            "train, training.engine, training.recorder, training.inference",
+            {"torchvision", "torchmetrics", "pandas"},
+        ),
     ],
     ids=["help and inference", "the first step"],
 )
