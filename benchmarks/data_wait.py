@@ -71,7 +71,9 @@ def benchmark(arguments: Namespace) -> list[Row]:
 
 def main() -> None:
     parser = make_parser("data_wait", __doc__)
-    parser.add_argument("--brief", action="store_true", help="one stem: cifar on a GPU, imagenet on a CPU")
+    parser.add_argument(
+        "--brief", action="store_true", help="one stem: cifar on a GPU or with --full, imagenet on a CPU"
+    )
     run("data_wait", parser, benchmark)
 
 

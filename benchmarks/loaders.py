@@ -107,8 +107,8 @@ def open_throughput(name: str, configs: list[Config]) -> Callable[[int], dict[st
         if index not in opened:
             config = of_whole_passes(name, configs[index])
             opened[index] = OPENERS[name](config, open_prepared(config))
-        if default_device().type == "cpu":  # those of ours that augment, and of the resident loader all
-            torch.set_num_threads(configs[index].workers)
+        # On a CPU those of ours that augment, and of the resident loader all; beside a GPU train.py has one.
+        torch.set_num_threads(configs[index].workers if default_device().type == "cpu" else 1)
         return timed_passes(opened[index])
 
     return measure

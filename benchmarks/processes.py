@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from multiprocessing import get_context, set_start_method
 from types import TracebackType
 from typing import Any
@@ -24,9 +24,7 @@ from training.config import ROOT
 
 SAMPLING_INTERVAL_S = 0.1
 
-# In a process of in_own_process:
-_open: Callable[[], Callable[..., Any]] | None = None
-_measure: Callable[..., Any] | None = None
+_open: Callable[[], Callable[..., Any]] | None = None  # in a process of in_own_process
 
 
 @contextmanager
@@ -51,14 +49,12 @@ def _start(parent: int, opening: Callable[[], Callable[..., Any]]) -> None:
     # A spawned process would spawn its own children too. A script's DataLoader forks its workers where the system
     # does so by default, and so must a baseline's.
     set_start_method(None, force=True)
-    _open = opening
+    _open = cache(opening)
 
 
 def _call(*given: Any) -> Any:
-    global _measure
     assert _open is not None
-    _measure = _measure or _open()
-    return _measure(*given)
+    return _open()(*given)
 
 
 Opening = tuple[dict[str, Any], tuple[Any, ...]]

@@ -95,8 +95,6 @@ class KaggleFolder:
         return Contents(classes, train, test, self.spec)
 
     def _split(self, name: str, path: Path, table: "pd.DataFrame", classes: tuple[str, ...]) -> Split:
-        import pandas as pd  # here, as in data/labels.py
-
         images = numbered_images(self.folder / name)
         unlabelled = sorted(images.keys() - set(table.index))
         if unlabelled:
@@ -107,12 +105,12 @@ class KaggleFolder:
             where = f"{path}, row {table['row'][missing[0]]}"
             folder = self.folder / name
             raise InputError(f"{where}: id {missing[0]} has no image in {folder}; add it, or remove the row")
-        codes = pd.Index(classes).get_indexer(pd.Index(table["label"])).astype(np.int64)  # -1: unknown
-        if (codes < 0).any():
-            label, row = table.iloc[int((codes < 0).argmax())]
+        codes = table["label"].map({name: code for code, name in enumerate(classes)})
+        unknown = table[codes.isna()]
+        if len(unknown):
+            label, row = unknown.iloc[0]
             raise InputError(f"{path}, row {row}: unknown class {label!r}; {_known(classes)}")
-        by_id = pd.Series(codes, index=table.index)
-        return Split(list(images.values()), by_id.loc[list(images)].to_numpy())
+        return Split(list(images.values()), codes.loc[list(images)].to_numpy(np.int64))
 
 
 def _two_or_more(folder: Path, classes: list[str]) -> tuple[str, ...]:

@@ -569,6 +569,28 @@ def test_what_needs_ffcv_is_left_out_where_it_is_not_installed(monkeypatch, tmp_
     assert not [case for case in map(str, found) if "ffcv" in case or "beton" in case or "B2" in case]
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_each_baseline_has_the_batch_that_it_is_published_with(full):
+    arguments = arguments_of("--device", "cpu", *(["--full"] if full else []))
+    arguments.stem = "cifar"
+    cases = [train_step.case(*entry) for entry in train_step.beside_baselines(arguments)]
+    of_ours = {(case["batch"], case["compile"]) for case in cases if case["loop"] == "ours"}
+    assert of_ours == {(128, False), *([(128, True), (512, False), (512, True)] if full else [])}
+    assert {(case["loop"], case["batch"]) for case in cases} - {("ours", 128), ("ours", 512)} == {
+        ("B1", 128),
+        ("B3", 500),
+        ("B4", 128),
+    }
+
+
+@pytest.mark.parametrize(("brief", "stems"), [(False, {"cifar", "imagenet"}), (True, {"cifar"})])
+def test_waiting_is_measured_with_one_stem_in_brief(brief, stems, monkeypatch, tmp_path):
+    monkeypatch.setattr(data_wait, "in_turn", lambda openings, *_: openings)
+    arguments = arguments_of("--device", "cpu", "--full", "--cache-dir", str(tmp_path))
+    arguments.brief = brief
+    assert {case["stem"] for case, _ in data_wait.benchmark(arguments)} == stems
+
+
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 def test_starts_are_of_the_data_sets_own_recipe(dataset, monkeypatch):
     monkeypatch.setattr(start, "interleave", lambda contenders, _: contenders)

@@ -33,7 +33,10 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     ):
         if parameters:
             alike.setdefault((decay, lr_factor), []).extend(parameters)
-    groups = [{"params": alike[kind], "weight_decay": kind[0], "lr_factor": kind[1]} for kind in alike]
+    groups = [
+        {"params": parameters, "weight_decay": decay, "lr_factor": lr_factor}
+        for (decay, lr_factor), parameters in alike.items()
+    ]
     if config.optimizer in ("sgd", "nesterov"):
         nesterov = config.optimizer == "nesterov"
         return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
