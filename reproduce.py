@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import InputError
-from training.cli import OneLineParser, one_line_errors
+from training.cli import OneLineParser, one_line_errors, tell
 from training.config import ROOT, Config, flag, parse_config
 from training.jobs import (
     add_flags,
@@ -38,11 +38,8 @@ ANY_WEIGHTS = {"weights"}
 
 def main() -> None:
     own, extra = split_arguments(sys.argv[1:])
-    try:
-        with one_line_errors():
-            raise SystemExit(reproduce(make_parser().parse_args(own), extra))
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    with one_line_errors():
+        raise SystemExit(reproduce(make_parser().parse_args(own), extra))
 
 
 def make_parser() -> OneLineParser:
@@ -122,7 +119,7 @@ def reproduce(arguments: argparse.Namespace, extra: list[str]) -> int:
             report()  # the others may take days
     if all(job.finished for job, _ in jobs):
         report()
-    print(f"{out}/report.md and report.html: {sum(len(outcome.results) for outcome in in_order)} runs")
+    tell(f"{out}/report.md and report.html: {sum(len(outcome.results) for outcome in in_order)} runs")
     return int(any(outcome.reason.startswith("failed") for outcome in in_order))
 
 
@@ -215,8 +212,8 @@ def carry_out(job: Job, outcome: "Outcome", arguments: argparse.Namespace) -> No
                     outcome.reason = "not run: no ImageNet weights; give --weights resnet18-f37072fd.pth"
                     return
                 flags = [*flags, "--weights", str(weights)]
-            if failure := train(flags, arguments.processes):
-                outcome.reason = failure
+            if code := train(flags, arguments.processes):
+                outcome.reason = f"failed: the training of {job.run.name} ended with exit code {code}"
                 return
         evaluate(job)
         bisect.insort(outcome.results, read_result(job.run), key=lambda result: int(result.summary["seed"]))
@@ -342,7 +339,7 @@ def evaluate(job: Job) -> None:
     found = evaluation_of(job.run)
     if found is None or found["split"] != job.split or job.tta not in ("none", found["tta"]):
         found = evaluate_run(job.run, job.split, job.config.source_folder, tta=job.tta, own_images=True)
-    print(f"{job.run}: {job.split} accuracy {100 * found['accuracy']:.2f} %", flush=True)
+    tell(f"{job.run}: {job.split} accuracy {100 * found['accuracy']:.2f} %")
 
 
 if __name__ == "__main__":

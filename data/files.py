@@ -5,12 +5,16 @@ import glob
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
+try:
+    import fcntl
+except ImportError:  # Windows, which has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -25,12 +29,14 @@ def written_atomically(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_remnants(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    stem = path.name[:60]  # a name may have 255 bytes, four for a letter
+    _remove_remnants(path.parent, stem)
+    temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}.tmp")
     try:
-        yield temporary
-        _sync_file(temporary)
-        os.replace(temporary, path)
+        with _held(temporary):
+            yield temporary
+            _sync_file(temporary)
+            os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
         if error.errno is None:  # numpy's on a full disk: all it has is a message
@@ -43,12 +49,36 @@ def written_atomically(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def _remove_remnants(path: Path) -> None:
-    """Remove what processes that were killed have left of `path`."""
-    for remnant in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        pid = remnant.name.removesuffix(".tmp").rpartition(".")[2]
-        if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            remnant.unlink(missing_ok=True)
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Make a new file and hold its lock, by which others see that its writer is alive.
+
+    Its process' number would not tell: those of two containers have nothing to do with one another.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        if fcntl is None:
+            os.close(descriptor)  # Windows renames no open files
+            yield
+            return
+        with suppress(OSError):  # a disk without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            break
+        os.close(descriptor)  # taken for a remnant, before it was locked
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_remnants(folder: Path, stem: str) -> None:
+    """Remove what processes that were killed have left. On Windows it stays."""
+    for remnant in folder.glob(f".{glob.escape(stem)}.*.tmp"):
+        with suppress(OSError), open(remnant, "rb+") as file:
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                remnant.unlink()
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:

@@ -3,13 +3,15 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from data.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+UNREAD_SUFFIXES = (".gif", ".tif", ".tiff", ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".ppm", ".pgm", ".tga")
+"""Images of other kinds, which somebody may take for training images."""
 
 
 def natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
@@ -62,16 +64,52 @@ def image_entries(folder: Path) -> list["os.DirEntry[str]"]:
         return [entry for entry in images if entry.is_file()]
 
 
+def folders_in(root: Path) -> list[Path]:
+    """All folders in `root` but hidden ones."""
+    with readable(root):
+        if not root.is_dir():
+            return []
+        with os.scandir(root) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
+        for entry in entries:
+            if entry.is_symlink():
+                entry.stat()  # a link to nothing would else be a class that is silently left out
+        return [Path(entry.path) for entry in entries if entry.is_dir()]
+
+
+def images_below(root: Path, leave_out: Collection[str] = ()) -> Iterator[Path]:
+    """Images in a folder, and in all that are in it, but hidden ones and those in it that are named to leave out.
+
+    What cannot be opened, as a disk's lost+found, is passed over.
+    """
+    for place, folders, files in os.walk(root):
+        named = leave_out if place == str(root) else ()
+        folders[:] = sorted(name for name in folders if name not in named and not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+                yield Path(place, name)
+
+
+def unread_images(folder: Path) -> Iterator[str]:
+    """Of images of other kinds in a folder, why they are refused."""
+    with readable(folder):
+        for name in sorted(os.listdir(folder)):
+            if name.lower().endswith(UNREAD_SUFFIXES):
+                yield f"{folder / name}: images of this kind are not read; save it as PNG, or remove it"
+
+
 def digest(parts: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def describe(folder: Path) -> list[str]:
-    """Name, size and time of change of each image of a folder."""
+    """Name, size and times of change of each image of a folder: of its content, which archives and copies keep,
+    and of the file.
+    """
 
     def described(entry: "os.DirEntry[str]") -> str:
         status = os.stat(entry.path)  # entry.stat() keeps its result: twice as slow for 50,000 images
-        return f"{entry.name}|{status.st_size}|{status.st_mtime_ns}"
+        return f"{entry.name}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
 
     with readable(folder):
         return sorted(map(described, image_entries(folder)))

@@ -14,7 +14,9 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from data.files import read_json, sha256_of, sync_folder, write_atomically, writ
 from data.sources import Contents, Source
 from data.spec import IMAGE_SIZE
 
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Prepared:
     train_count: ids below it are training images, the others test images.
     classes: names, by label.
     mean, std: per channel (RGB), of training pixels scaled to 0..1.
-    digest: of images and labels; equal where the same data was prepared.
+    digest: of images, labels, classes and split; equal where the same data was prepared.
+    train_digest: the same of the training images alone, whatever test images there are.
     """
 
     folder: Path
@@ -53,6 +56,7 @@ class Prepared:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
+    train_digest: str
 
     @property
     def test_ids(self) -> range:
@@ -93,13 +97,27 @@ def _open(folder: Path, meta: dict[str, Any]) -> Prepared:
         mean=tuple(meta["mean"]),
         std=tuple(meta["std"]),
         digest=meta["digest"],
+        train_digest=meta["train_digest"],
     )
 
 
-def cache_lock(folder: Path) -> FileLock:
-    """Held while a cache folder is checked or built. The system frees it when its holder dies."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return FileLock(folder.with_suffix(".lock"))
+@contextmanager
+def cache_lock(folder: Path) -> Iterator[None]:
+    """Held while a cache folder is checked or built. The system frees it when its holder dies.
+
+    Where we may not write there is no lock: we change nothing there, and what others change is checked.
+    """
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _whole(folder: Path) -> dict[str, Any] | None:
@@ -112,9 +130,15 @@ def _whole(folder: Path) -> dict[str, Any] | None:
             return None
         if any(sha256_of(folder / name) != digest for name, digest in meta["files"].items()):
             return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return meta
+
+
+def _digests(folder: Path, count: int) -> list[str]:
+    """Of the first `count` images and labels."""
+    arrays = (np.load(folder / name, mmap_mode="r")[:count] for name in ("images.npy", "labels.npy"))
+    return [hashlib.sha256(array).hexdigest() for array in arrays]
 
 
 def _digest_of(meta: dict[str, Any]) -> str:
@@ -132,7 +156,8 @@ def _build(source: Source, signature: str, folder: Path) -> None:
         _write_arrays(contents, temporary)
         files = {name: sha256_of(temporary / name) for name in ("images.npy", "labels.npy")}
         mean, std = (contents.spec.mean, contents.spec.std) if contents.spec else _statistics(contents, temporary)
-        content = {"classes": contents.classes, "train_count": len(contents.train.labels), "files": files}
+        count = len(contents.train.labels)
+        content = {"classes": contents.classes, "train_count": count, "files": files}
         meta = {
             "format": _FORMAT,
             "source": source.key,
@@ -141,9 +166,12 @@ def _build(source: Source, signature: str, folder: Path) -> None:
             "std": std,
             **content,
             "digest": _digest_of(content),
+            "train_digest": _digest_of({"classes": contents.classes, "arrays": _digests(temporary, count)}),
         }
         write_json(temporary / "meta.json", meta | {"sha256": _digest_of(meta)})
-        if folder.exists():
+        if folder.is_symlink() or folder.is_file():
+            folder.unlink()
+        elif folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
         sync_folder(folder.parent)

@@ -58,7 +58,10 @@ def _hold_out(labels: Tensor, fraction: float, keys: Tensor, classes: Sequence[s
         if len(ids) < 2:
             label = int(labels[ids])
             name = repr(classes[label]) if classes else label
-            raise InputError(f"class {name} has one image: it cannot be split; add images or use --split none")
+            raise InputError(
+                f"class {name} has one image: it cannot be split; add images, or use a larger --subset or "
+                "--split none"
+            )
         held_out[_first(ids, keys, min(max(round(fraction * len(ids)), 1), len(ids) - 1))] = True
     return (~held_out).nonzero().squeeze(1), held_out.nonzero().squeeze(1)
 

@@ -8,7 +8,6 @@ ResNet-18 with the 7x7/2 stem passes 95 % within 8 epochs, a minute or so on two
     python -m data.shapes FOLDER        writes the images in the layout of Kaggle's "cifar-10" competition
 """
 
-import argparse
 import csv
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from data.errors import InputError
+from data.listing import images_below
 from data.spec import IMAGE_SIZE
 
 Floats = npt.NDArray[np.float32]
@@ -168,8 +169,17 @@ def write_kaggle(
     """Write the images as Kaggle's "cifar-10" competition lays them out: train/<id>.png with ids from 1,
     trainLabels.csv (id,label), test/<id>.png and sampleSubmission.csv. testLabels.csv, which Kaggle keeps to
     itself, is here as well, so that a submission can be scored.
+
+    Raises:
+        InputError: there are images that would stay beside these.
     """
-    for split, count in (("train", train_count), ("test", test_count)):
+    counts = {"train": train_count, "test": test_count}
+    for split, count in counts.items():
+        ours = {f"{number}.png" for number in range(1, count + 1)}
+        for image in images_below(folder / split):
+            if image.name not in ours:
+                raise InputError(f"{image}: other images are there; remove them, or give another folder")
+    for split, count in counts.items():
         images, labels = generate(seed, count, split)
         (folder / split).mkdir(parents=True, exist_ok=True)
         for number, image in enumerate(images, start=1):
@@ -186,15 +196,21 @@ def _write_labels(path: Path, names: Iterable[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description='Write the data set "shapes" in the layout of Kaggle\'s "cifar-10".'
-    )
+    from training.cli import OneLineParser, one_line_errors
+
+    description = 'Write the data set "shapes" in the layout of Kaggle\'s "cifar-10".'
+    parser = OneLineParser(prog="data.shapes", description=description)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train-count", type=int, default=TRAIN_COUNT)
     parser.add_argument("--test-count", type=int, default=TEST_COUNT)
-    arguments = parser.parse_args()
-    write_kaggle(arguments.folder, arguments.seed, arguments.train_count, arguments.test_count)
+    with one_line_errors():
+        arguments = parser.parse_args()
+        for name, least in (("seed", 0), ("train_count", len(CLASSES)), ("test_count", len(CLASSES))):
+            if getattr(arguments, name) < least:
+                shown = f"--{name.replace('_', '-')} {getattr(arguments, name)}"
+                raise InputError(f"{shown}: expected at least {least}")
+        write_kaggle(arguments.folder, arguments.seed, arguments.train_count, arguments.test_count)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 (`signature`), and lists its images and labels in full when they have to be read (`load`).
 """
 
+import http.client
 import io
 import os
 import shutil
@@ -17,12 +18,22 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
-from PIL import Image
 
 from data.errors import InputError
 from data.files import sha256_of
 from data.labels import label_table
-from data.listing import IMAGE_SUFFIXES, describe, digest, image_entries, natural_order, numbered_images, readable
+from data.listing import (
+    IMAGE_SUFFIXES,
+    describe,
+    digest,
+    folders_in,
+    image_entries,
+    images_below,
+    natural_order,
+    numbered_images,
+    readable,
+    unread_images,
+)
 from data.spec import SPECS, DatasetSpec
 
 if TYPE_CHECKING:
@@ -53,7 +64,7 @@ class Source(Protocol):
     key: str
 
     def signature(self) -> str:
-        """A digest that changes when the source changes."""
+        """A digest that changes when the source changes, and when something comes in that `load` refuses."""
 
     def load(self) -> Contents:
         """List all images with their labels; InputError for what the user has to mend."""
@@ -77,8 +88,16 @@ class KaggleFolder:
     def recognises(folder: Path) -> bool:
         return (folder / "trainLabels.csv").is_file() and (folder / "train").is_dir()
 
+    def _refused(self) -> Iterator[str]:
+        """Why images would be left out in silence."""
+        for name, _ in self.splits:
+            for inside in folders_in(self.folder / name):
+                for image in images_below(inside):
+                    yield f"{image}: in a folder inside {name}/; move it to {self.folder / name}, or remove it"
+            yield from unread_images(self.folder / name)
+
     def signature(self) -> str:
-        parts = []
+        parts = list(self._refused())
         for name, table in self.splits:
             with readable(table):
                 parts.append(sha256_of(table))
@@ -86,11 +105,14 @@ class KaggleFolder:
         return digest(parts)
 
     def load(self) -> Contents:
+        for reason in self._refused():
+            raise InputError(reason)
         tables = {name: label_table(path) for name, path in self.splits}
         found = sorted(set(tables["train"]["label"]), key=natural_order)
         classes = self.spec.classes if self.spec else _two_or_more(self.folder, found)
         splits = {name: self._split(name, path, tables[name], classes) for name, path in self.splits}
         train, test = splits["train"], splits.get("test", Split())
+        _check_classes_of_training(train, classes, self.folder / "trainLabels.csv")
         _check_classes_of_test(train, test, classes, self.folder / "testLabels.csv")
         return Contents(classes, train, test, self.spec)
 
@@ -127,6 +149,12 @@ def _known(classes: tuple[str, ...]) -> str:
     return f"expected one of {', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}"
 
 
+def _check_classes_of_training(train: Split, classes: tuple[str, ...], place: Path) -> None:
+    absent = sorted(set(range(len(classes))) - set(train.labels.tolist()))
+    if absent:
+        raise InputError(f"{place}: no images of the class {classes[absent[0]]!r}; add some")
+
+
 def _check_classes_of_test(train: Split, test: Split, classes: tuple[str, ...], place: Path) -> None:
     """InputError if the test images, where there are any, lack a class: its F1 would count as 0 in the mean."""
     absent = sorted(set(train.labels.tolist()) - set(test.labels.tolist()))
@@ -152,35 +180,32 @@ class ClassFolders:
         names = {sub.name for sub in _class_folders(folder)}
         return bool(_class_folders(folder / "train") or names - {"train", "test"})
 
-    def _others(self) -> list[Path]:
-        """Folders with images beside train/ and test/: val/, say."""
-        beside = _folders(self.folder) if self.roots != [self.folder] else []
-        others = [other for other in beside if other.name not in ("train", "test")]
-        return [other for other in others if image_entries(other) or _class_folders(other)]
+    def _refused(self) -> Iterator[str]:
+        """Why a folder cannot be a class, or images would be left out in silence."""
+        for root in self.roots:
+            yield from _no_classes(root)
+        if self.roots != [self.folder]:
+            for image in images_below(self.folder, leave_out=("train", "test")):
+                yield (
+                    f"{image}: images beside train/ and test/ are not read (validation images are split off "
+                    "train/); move them there, or remove them"
+                )
 
     def signature(self) -> str:
-        parts = [other.name for other in self._others()]
+        parts = list(self._refused())
         for root in self.roots:
-            parts += describe(root)
             for sub in _class_folders(root):
-                parts += [sub.name, *describe(sub), *(inside.name for inside in _folders(sub))]
+                parts += [str(sub), *describe(sub)]
         return digest(parts)
 
     def load(self) -> Contents:
-        for root in self.roots:
-            _check_class_folders(root)
-        for other in self._others():
-            raise InputError(
-                f"{other}: images beside train/ and test/ are not read (validation images are split off train/); "
-                "move them there, or remove them"
-            )
+        for reason in self._refused():
+            raise InputError(reason)
         found = [sub.name for sub in _class_folders(self.roots[0])]
         classes = self.spec.classes if self.spec else _two_or_more(self.roots[0], found)
         train, *others = [self._split(root, classes) for root in self.roots]
         test = others[0] if others else Split()
-        absent = sorted(set(range(len(classes))) - set(train.labels.tolist()))
-        if absent:
-            raise InputError(f"{self.roots[0]}: no images of the class {classes[absent[0]]!r}; add some")
+        _check_classes_of_training(train, classes, self.roots[0])
         _check_classes_of_test(train, test, classes, self.roots[-1])
         return Contents(classes, train, test, self.spec)
 
@@ -198,42 +223,24 @@ class ClassFolders:
 
 def _class_folders(root: Path) -> list[Path]:
     """The folders in `root` that hold images, in natural order."""
-    return sorted((sub for sub in _folders(root) if image_entries(sub)), key=lambda sub: natural_order(sub.name))
+    return sorted((sub for sub in folders_in(root) if image_entries(sub)), key=lambda sub: natural_order(sub.name))
 
 
-def _folders(root: Path) -> list[Path]:
-    """All folders in `root` but hidden ones."""
-    with readable(root):
-        if not root.is_dir():
-            return []
-        with os.scandir(root) as found:
-            entries = [entry for entry in found if not entry.name.startswith(".")]
-        for entry in entries:
-            if entry.is_symlink():
-                entry.stat()  # a link to nothing would else be a class that is silently left out
-        return [Path(entry.path) for entry in entries if entry.is_dir()]
-
-
-def _check_class_folders(root: Path) -> None:
-    """InputError for what cannot be a class, and for images that would be left out in silence."""
+def _no_classes(root: Path) -> Iterator[str]:
+    """Why what is in `root` cannot be a class, or has images that would be left out."""
     for entry in image_entries(root):
-        raise InputError(f"{entry.path}: an image beside the classes' folders; move it into one, or remove it")
-    others = {suffix for suffix in Image.registered_extensions() if suffix not in IMAGE_SUFFIXES}
-    for folder in _folders(root):
+        yield f"{entry.path}: an image beside the classes' folders; move it into one, or remove it"
+    for folder in folders_in(root):
         try:
             folder.name.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{folder}: the class' name is not in UTF-8; give it another") from error
+        except UnicodeEncodeError:
+            yield f"{folder}: the class' name is not in UTF-8; give it another"
         if not image_entries(folder):
             kinds = ", ".join(IMAGE_SUFFIXES)
-            raise InputError(f"{folder}: no images ({kinds}) of this class; add some, or remove the folder")
-        for inside in _folders(folder):
-            raise InputError(f"{inside}: a folder inside a class; move its images to {folder}, or remove it")
-        for name in os.listdir(folder):
-            if Path(name).suffix.lower() in others:
-                raise InputError(
-                    f"{folder / name}: images of this kind are not read; save it as PNG, or remove it"
-                )
+            yield f"{folder}: no images ({kinds}) of this class; add some, or remove the folder"
+        for inside in folders_in(folder):
+            yield f"{inside}: a folder inside a class; move its images to {folder}, or remove it"
+        yield from unread_images(folder)
 
 
 class TorchvisionArchive:
@@ -298,7 +305,7 @@ class TorchvisionArchive:
             try:
                 with progress:
                     archive: Any = kind(str(self.folder), train=train, download=True)
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, http.client.HTTPException) as error:
                 _discard(absent)  # a part of an archive is of no use to anybody
                 reason = " ".join(str(error).split())
                 raise InputError(

@@ -93,6 +93,11 @@ def load_pretrained(model: nn.Module, path: str | PathLike[str]) -> None:
         for key in own
         if key in weights and weights[key].shape != own[key].shape
     ]
+    problems += [
+        f"{key} has other values than finite numbers"
+        for key, value in weights.items()
+        if not is_counter(key) and not (value.is_floating_point() and bool(value.isfinite().all()))
+    ]
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise ValueError(f"{path} does not fit the network of --model and --stem: {'; '.join(problems[:4])}{more}")
@@ -111,6 +116,7 @@ def read_state_dict(path: str | PathLike[str]) -> dict[str, Tensor]:
         raise
     except Exception as error:  # on a file that is no such thing torch raises nearly anything, in many lines
         raise ValueError(f"{path} is not a file of tensors written by torch.save, or is damaged") from error
-    if not (isinstance(weights, dict) and all(isinstance(value, Tensor) for value in weights.values())):
+    named = isinstance(weights, dict) and all(isinstance(key, str) for key in weights)
+    if not (named and all(isinstance(value, Tensor) for value in weights.values())):
         raise ValueError(f"{path} is not a state dict: it holds more, or other things, than named tensors")
     return weights

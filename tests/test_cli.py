@@ -23,6 +23,12 @@ def test_what_the_encoding_lacks_is_written_as_an_escape(monkeypatch):
     assert err.buffer.getvalue() == b"error: \\u732b: no such class\n"
 
 
+def test_control_c_is_no_traceback():
+    with pytest.raises(SystemExit) as ended, one_line_errors():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+
+
 @pytest.mark.parametrize("name", ["stdout", "stderr"])
 def test_where_an_output_is_closed_nothing_is_written(monkeypatch, name):
     monkeypatch.setattr(sys, name, None)

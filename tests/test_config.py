@@ -114,6 +114,13 @@ def test_bad_values_are_refused_in_one_line_that_names_the_flag(arguments, named
     assert "\n" not in str(caught.value)
 
 
+def test_of_two_recipes_the_last_one_names_the_run_however_they_are_written(tmp_path):
+    for name, lr in (("a", 0.1), ("b", 0.2)):
+        (tmp_path / f"{name}.yaml").write_text(f"lr: {lr}\n")
+    config = parse_config(["--recipe", f"{tmp_path}/a.yaml", f"--recipe={tmp_path}/b.yaml"])
+    assert (config.recipe, config.lr) == ("b", 0.2)
+
+
 @pytest.mark.parametrize(
     ("text", "named"), [("lr: 0.1\nrate: 3\n", "rate"), ("lr: [1\n", "mine.yaml"), ("epochs: many\n", "epochs")]
 )

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
+from data.shapes import write_kaggle
 from tests.conftest import call_main, run_script
 from training import evaluation
 from training.checkpoint import load_weights
@@ -80,7 +81,43 @@ def test_validation_images_of_other_data_are_refused(call, run, images, tmp_path
     (tmp_path / "more" / "trainLabels.csv").write_text(table + f"161,{table.splitlines()[1].split(',')[1]}\n")
     done = call("evaluate.py", run, "--split", "val", "--data-dir", tmp_path / "more")
     assert done.returncode == 2
-    assert "--split val" in done.stderr
+    assert "trained on other images than those in" in done.stderr
+
+
+@pytest.fixture
+def project(train_here, images, tmp_path, monkeypatch):
+    """A folder in which a run was trained on images that its config names as seen from there."""
+    folder = tmp_path / "project"
+    shutil.copytree(images, folder / "images")
+    monkeypatch.chdir(folder)
+    train_here("run", "--epochs", 1, "--data-dir", "images", "--cache-dir", "cache", "--runs-dir", "runs")
+    return folder
+
+
+def test_a_run_finds_its_images_from_any_folder(call, project, tmp_path, monkeypatch):
+    write_kaggle(tmp_path / "elsewhere/images", seed=1, train_count=20, test_count=10)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert call("evaluate.py", project / "runs/run").returncode == 0
+    assert json.loads((project / "runs/run/evaluation.json").read_text())["count"] == 41
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["images"]
+
+
+def test_images_that_are_not_the_runs_have_to_be_named(call, project, tmp_path, monkeypatch):
+    """Its own are gone; what lies where they would be, seen from here, may be anything."""
+    write_kaggle(tmp_path / "elsewhere/images", seed=1, train_count=20, test_count=10)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    shutil.rmtree(project / "images")
+    done = call("evaluate.py", project / "runs/run")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "run: trained on other images than those in images; give --data-dir" in done.stderr
+    assert call("evaluate.py", project / "runs/run", "--data-dir", "images").returncode == 0
+
+
+def test_test_labels_that_come_or_go_leave_the_training_images_what_they_are(call, project, train_here):
+    (project / "images/testLabels.csv").unlink()
+    assert call("evaluate.py", "runs/run", "--split", "val").returncode == 0
+    where = ["--data-dir", "images", "--cache-dir", "cache", "--runs-dir", "runs"]
+    train_here("run", "--epochs", 1, *where)  # finished before, and not refused
 
 
 def test_test_time_augmentation_is_reported_beside_the_plain_result(call, run):

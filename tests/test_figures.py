@@ -66,9 +66,19 @@ def test_confusion_of_many_classes_has_neither_names_nor_numbers_nor_a_side_for_
     assert max(drawn[1].get_size_inches()) < max(drawn[0].get_size_inches())
 
 
-def test_a_class_may_be_called_by_what_would_be_no_formula(tmp_path):
+def test_what_would_be_no_formula_may_be_a_name(tmp_path):
     figures.draw_confusion(torch.eye(2).long(), ["$_$", "b"], "runs/$_$: test", tmp_path / "c.png")
-    assert (tmp_path / "c.png").exists()
+    folder = tmp_path / "a$b_$c"
+    folder.mkdir()
+    assert figures.draw_curves([], Config(), folder).exists()
+    figures.draw_comparison([figures.Curve("a", [[]])], "a$b_$c", tmp_path / "d.png")
+    assert {path.name for path in tmp_path.glob("*.png")} == {"c.png", "d.png"}
+
+
+def test_neither_a_name_in_another_script_nor_a_run_without_epochs_is_warned_of(tmp_path, recwarn):
+    figures.draw_confusion(torch.eye(2).long(), ["\u732b", "\u72ac"], "test", tmp_path / "c.png")
+    figures.draw_curves([], Config(), tmp_path)
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_confusion_puts_the_classes_of_a_group_together(drawn, tmp_path):

@@ -1,30 +1,25 @@
 """Files that are complete or absent: several writers, what killed ones leave, and links."""
 
-import os
 import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-import pytest
-
 from data.files import write_atomically, written_atomically
+from tests.conftest import ROOT
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_writer_does_not_publish_what_another_has_half_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_does_not_publish_what_another_has_half_written(tmp_path: Path) -> None:
+    """In another container it may have the same process number."""
     path = tmp_path / "report.json"
     with ExitStack() as second:
         with written_atomically(path) as ours:
             ours.write_bytes(b"whole")
-            with monkeypatch.context() as other_process:
-                other_process.setattr(os, "getpid", lambda: 1)  # of a process that is there
-                theirs = second.enter_context(written_atomically(path))
+            theirs = second.enter_context(written_atomically(path))
             theirs.write_bytes(b"half")
         assert path.read_bytes() == b"whole"
         theirs.write_bytes(b"whole, too")
@@ -32,13 +27,31 @@ def test_a_writer_does_not_publish_what_another_has_half_written(
     assert names(tmp_path) == ["report.json"]
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from data.files import written_atomically
+with written_atomically(Path(sys.argv[1])):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_what_a_killed_writer_left_is_removed_and_that_of_others_stays(tmp_path: Path) -> None:
-    killed = subprocess.Popen([sys.executable, "-c", ""])
-    killed.wait()
-    for name in (f".a[1].{killed.pid}.tmp", ".a[1].1.tmp", f".b.{killed.pid}.tmp"):
-        (tmp_path / name).touch()
-    write_atomically(tmp_path / "a[1]", b"")
-    assert names(tmp_path) == [".a[1].1.tmp", f".b.{killed.pid}.tmp", "a[1]"]
+    for name in ("a[1]", "b"):
+        subprocess.run([sys.executable, "-c", KILLED, tmp_path / name], cwd=ROOT)
+    of_a, of_b = names(tmp_path)
+    assert (of_a[:6], of_b[:3]) == (".a[1].", ".b.")
+    with written_atomically(tmp_path / "a[1]") as alive:
+        write_atomically(tmp_path / "a[1]", b"")
+        assert names(tmp_path) == sorted([alive.name, of_b, "a[1]"])
+    assert names(tmp_path) == [of_b, "a[1]"]
+
+
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
+    for name in (255 * "x", 63 * "\N{GRINNING FACE}"):
+        write_atomically(tmp_path / name, b"whole")
+        assert names(tmp_path) == [name]
+        (tmp_path / name).unlink()
 
 
 def test_a_link_is_followed(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ import platform
 import subprocess
 import sys
 
+import psutil
 import pytest
 import torch
 
 from data.errors import InputError
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port
+from tests.test_train import assert_same_run
 from training import hardware
 from training.config import Config
+from training.engine import Trainer
 from training.hardware import choose_precision
 
 
@@ -116,6 +119,46 @@ def test_a_gpu_leaves_the_cpu_no_work_for_several_threads(monkeypatch, process_a
     torch.set_num_threads(2)
     hardware.make_accelerator(Config(precision="no"))
     assert torch.get_num_threads() == 1
+
+
+@pytest.fixture
+def only_process(monkeypatch, process_as_it_was):
+    """As torchrun starts one process alone."""
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_WORLD_SIZE": "1",
+        **where,
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
+def test_threads_are_the_allowed_cores_also_in_torchruns_only_process(only_process, monkeypatch):
+    monkeypatch.setattr(hardware, "allowed_cores", lambda: 3)
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: None)  # on some systems it does not know
+    accelerator = hardware.make_accelerator(Config(precision="no"))
+    assert (accelerator.num_processes, accelerator.distributed_type) == (1, "MULTI_CPU")
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU")
+def test_a_launchers_only_process_trains_without_ddp(only_process, tiny_run, train_here, monkeypatch):
+    """Which could not be captured as a CUDA graph; and to the same bits as without a launcher."""
+    trained = []
+    monkeypatch.setattr(
+        Trainer, "lr", lambda trainer, step, lr=Trainer.lr: trained.append(trainer) or lr(trainer, step)
+    )
+    run = train_here("run", "--log-every", 1)
+    assert trained[0].accelerator.distributed_type == "MULTI_CPU"
+    assert trained[0].model is trained[0].network
+    assert_same_run(run, tiny_run)
 
 
 def test_processes_share_the_cores(monkeypatch):

@@ -34,6 +34,12 @@ def test_multistep_changes_exactly_at_its_milestones():
     )
 
 
+def test_a_milestone_of_whole_steps_is_not_a_step_late():
+    """0.28 x 25 is 7.000000000000001."""
+    found = factors(steps_per_epoch=25, epochs=1, schedule="multistep", milestones=[0.28])
+    assert found.index(pytest.approx(0.1)) == 7
+
+
 def test_multistep_is_torchs_multisteplr():
     def make(optimizer):
         return torch.optim.lr_scheduler.MultiStepLR(optimizer, [20, 50], gamma=0.2)

@@ -1,5 +1,6 @@
 """The cache on disk: decoded once, whole or not there, and no older than its source."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -120,7 +121,7 @@ def test_images_of_one_colour_have_a_deviation_to_divide_by(cache: Path) -> None
 
 
 def test_cifars_mean_and_deviation_are_the_known_ones(tmp_path: Path, cache: Path) -> None:
-    write_kaggle(tmp_path / "cifar", ["cat", "dog"])
+    write_kaggle(tmp_path / "cifar", CIFAR10.classes)
     found = prepare(find_source("cifar10", tmp_path / "cifar"), cache)
     assert (found.mean, found.std, found.classes) == (CIFAR10.mean, CIFAR10.std, CIFAR10.classes)
 
@@ -239,12 +240,12 @@ def test_two_folders_have_two_caches(tmp_path: Path, cache: Path, decoded: list[
 
 
 def test_a_folder_opened_as_another_data_set_is_read_as_that(tmp_path: Path, cache: Path) -> None:
-    write_kaggle(tmp_path, ["truck", "cat"])
+    write_kaggle(tmp_path, CIFAR10.classes[::-1])
     as_folder = prepare(find_source("folder", tmp_path), cache)
-    assert as_folder.classes == ("cat", "truck")
+    assert as_folder.mean != CIFAR10.mean
     as_cifar = prepare(find_source("cifar10", tmp_path), cache)
     assert (as_cifar.classes, as_cifar.mean) == (CIFAR10.classes, CIFAR10.mean)
-    assert as_cifar.labels.tolist() == [9, 3]
+    assert as_cifar.labels.tolist() == list(range(10))[::-1]
     with pytest.raises(InputError, match="unknown class 'truck'"):
         prepare(find_source("cifar100", tmp_path), cache)
 
@@ -324,6 +325,23 @@ def test_changes_of_class_folders_are_noticed(tmp_path: Path, cache: Path, level
     assert len(set(seen)) == len(seen)
 
 
+def test_images_that_change_places_are_noticed_when_size_and_time_stay(tmp_path: Path, cache: Path) -> None:
+    """As of bitmaps that an archive is unpacked over."""
+    folder = tmp_path / "images"
+    write_class_folder(folder, ["a", "b"], 1)
+    one, other = (folder / name / "1.bmp" for name in ("a", "b"))
+    for path, pixels in zip((one, other), random_images(2), strict=True):
+        save_image(path, pixels)
+        os.utime(path, (1, 1))
+    before = prepare(find_source("folder", folder), cache)
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    for path in (one, other):
+        os.utime(path, (1, 1))
+    assert prepare(find_source("folder", folder), cache).digest != before.digest
+
+
 def test_shapes_drawn_by_other_code_are_drawn_again(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -357,6 +375,43 @@ def test_the_digest_is_of_split_and_classes_too(cache: Path) -> None:
     prepared = [prepare(source, cache) for source in (whole, moved, renamed)]
     assert len({each.digest for each in prepared}) == 3
     np.testing.assert_array_equal(prepared[0].images, prepared[1].images)
+
+
+def test_training_images_have_a_digest_of_their_own(animals: Path, cache: Path) -> None:
+    """It stays when test images come in or go."""
+    whole = prepare(find_source("folder", animals), cache)
+    remove_test_labels(animals)
+    without = prepare(find_source("folder", animals), cache)
+    assert (whole.train_digest == without.train_digest, whole.digest == without.digest) == (True, False)
+    change_label(animals)
+    assert prepare(find_source("folder", animals), cache).train_digest != whole.train_digest
+
+
+def test_a_cache_that_is_a_link_or_a_file_or_makes_no_sense_is_built_anew(cache: Path, tmp_path: Path) -> None:
+    source = pixel_source(11)
+    folder = prepare(source, cache).folder
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    prepare(source, cache)
+    assert source.loads == 1
+    (folder / "meta.json").write_text("[" * 100_000)
+    prepare(source, cache)
+    assert (source.loads, folder.is_symlink()) == (2, False)
+    shutil.rmtree(folder)
+    folder.touch()
+    assert prepare(source, cache).folder.is_dir()
+
+
+def test_a_cache_that_may_not_be_written_to_is_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = pixel_source(11)
+    prepare(source, cache)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "x.lock")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    np.testing.assert_array_equal(prepare(source, cache).images, random_images(11))
+    assert source.loads == 1
 
 
 @pytest.mark.parametrize(("key", "value"), [("train_count", 12), ("classes", ["b", "a", "c"]), ("files", [])])

@@ -1,10 +1,12 @@
 """reproduce.py: the runs it starts, what it leaves alone, and its report."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,6 +147,27 @@ def test_a_damaged_run_is_told_and_the_others_stay(done, monkeypatch, tmp_path, 
     assert re.search(r"\| exp9 \|.*\| 1 \| \d+ \| 42 \|", report)
 
 
+def test_a_run_without_its_metrics_is_told_and_the_others_stay(done, tmp_path):
+    folder, flags = shutil.copytree(done[0], tmp_path / "out"), choosing(done[1], "exp9")
+    flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
+    (folder / "cifar10-study/exp1-seed42-scaled/metrics.jsonl").unlink()
+    assert call_main(reproduce.main, *flags) == 0
+    report = (folder / "report.md").read_text()
+    assert re.search(
+        r"\| exp1 \|.*\| not chosen; .*exp1-seed42-scaled/metrics.jsonl: not as the run wrote it", report
+    )
+    assert re.search(r"\| exp9 \|.*\| 1 \| \d+ \| 42 \|", report)
+
+
+def test_it_goes_on_when_nobody_reads_what_it_says(done, monkeypatch):
+    """As after `| head -1`."""
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert call_main(reproduce.main, *done[1]) == 0
+
+
 def test_an_evaluation_of_other_images_or_weights_is_no_result(done, tmp_path):
     folder, flags = shutil.copytree(done[0], tmp_path / "out"), choosing(done[1], "exp9")
     flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
@@ -166,7 +189,7 @@ def test_an_evaluation_of_other_images_or_weights_is_no_result(done, tmp_path):
 
 def test_a_run_is_not_evaluated_on_other_images_than_it_was_trained_on(done, tmp_path, capsys):
     folder = shutil.copytree(done[0], tmp_path / "out")
-    write_kaggle(tmp_path / "others", CIFAR10.classes * 10, CIFAR10.classes * 3)
+    write_kaggle(tmp_path / "others", CIFAR10.classes * 10, CIFAR10.classes * 2, seed=1)
     replaced = {str(done[0]): str(folder), done[1][done[1].index("--data-dir") + 1]: str(tmp_path / "others")}
     path = folder / "cifar10-study/exp1-seed42-scaled/evaluation.json"
     path.unlink()
@@ -365,6 +388,12 @@ def test_a_shorter_run_is_shorter_in_all_that_counts_epochs_or_steps():
     assert short.decay == pytest.approx(0.004 / 0.025)
     assert parse_config(jobs.shortened(config, 0.001, 1)).epochs == 1
     assert jobs.shortened(config, 1, 1) == []
+
+
+def test_a_warm_up_of_all_epochs_is_shortened_to_all_epochs():
+    """25 x 0.28 is 7.000000000000001."""
+    short = parse_config(jobs.shortened(Config(epochs=25, warmup=25), 0.28, 1))
+    assert short.warmup == short.epochs == 7
 
 
 def test_a_recipe_for_a_budget_trains_on_all_images_and_is_tested(cifar10, tmp_path):
@@ -588,7 +617,7 @@ def test_without_test_labels_a_run_is_evaluated_on_its_validation_images(cifar10
     ]
     flags += ["--loader", "resident", "--precision", "no", "--data-dir", str(unlabelled), "--name", "run"]
     flags += ["--runs-dir", str(tmp_path), "--cache-dir", str(tmp_path / "cache")]
-    assert jobs.train(flags, processes=1) == ""
+    assert jobs.train(flags, processes=1) == 0
     config = parse_config(flags)
     split = reproduce.evaluated_split(config, CIFAR10_STUDY)
     reproduce.evaluate(reproduce.Job(tmp_path / "run", flags, config, split, "none", finished=True))

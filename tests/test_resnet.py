@@ -430,12 +430,23 @@ def test_files_that_do_not_fit_name_key_and_shapes(tmp_path: Path) -> None:
     assert message.endswith(": layer4.0.conv1.weight missing; layer5.0.conv1.weight unexpected")
 
 
-@pytest.mark.parametrize("kind", ["garbage", "empty", "truncated", "list", "checkpoint"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1, True])
+def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path, value: object) -> None:
+    weights = build_model("resnet18", 10, "imagenet").state_dict()
+    weights["conv1.weight"] = torch.full((64, 3, 7, 7), value)
+    torch.save(weights, tmp_path / "weights.pth")
+    message = refusal_of(build_model("resnet18", 10, "imagenet"), tmp_path / "weights.pth")
+    assert message.endswith(": conv1.weight has other values than finite numbers")
+
+
+@pytest.mark.parametrize("kind", ["garbage", "empty", "truncated", "list", "numbers", "checkpoint"])
 def test_files_that_are_no_state_dict(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "weights.pth"
     model = build_model("resnet18", 10, "imagenet")
     if kind == "list":
         torch.save([1, 2], path)
+    elif kind == "numbers":
+        torch.save({0: torch.zeros(10)}, path)
     elif kind == "checkpoint":
         torch.save({"model": {"fc.bias": torch.zeros(10)}, "step": 3}, path)
     else:
@@ -444,7 +455,7 @@ def test_files_that_are_no_state_dict(tmp_path: Path, kind: str) -> None:
         path.write_bytes(
             {"garbage": b"not a file of weights\n" * 9, "empty": b"", "truncated": whole[:-999]}[kind]
         )
-    expected = "is not a state dict" if kind in ("list", "checkpoint") else "is not a file of tensors"
+    expected = "is not a state dict" if kind in ("list", "numbers", "checkpoint") else "is not a file of tensors"
     assert expected in refusal_of(model, path)
 
 

@@ -114,6 +114,22 @@ def test_a_trial_that_was_trained_on_other_images_is_not_taken_for_one_of_these(
     assert "trial00-round1: trained on other images than those in" in capsys.readouterr().err
 
 
+def test_a_trial_that_is_refused_ends_the_search(monkeypatch, tmp_path, capsys):
+    """Another run may have its folder: that says nothing of its settings."""
+    monkeypatch.setattr(jobs, "start", lambda flags, processes: 2)
+    assert call_main(search.main, SWEEP, "--trials", 2, "--out", tmp_path) == 2
+    assert "trial00-round1: train.py has refused it, as told above" in capsys.readouterr().err
+    assert not (tmp_path / "search.json").exists()
+
+
+def test_the_sweeps_own_subset_counts_in_every_round(trained, tmp_path):
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(sweep_of({"lr": {"values": [0.01]}}, SWEEP.parent / "cifar10.yaml", "--subset=0.5"))
+    flags = [sweep, "--trials", 2, "--eta", 2, "--subset", 0.5, "--out", tmp_path / "out"]
+    assert call_main(search.main, *flags) == 0
+    assert [config.subset for config in trained] == [0.25] * 3
+
+
 def test_a_trial_that_could_not_be_trained_is_found_before_any_is(trained, tmp_path, capsys):
     sweep = tmp_path / "sweep.yaml"
     sweep.write_text(sweep_of({"epochs": {"values": [1, 0]}}))
@@ -128,7 +144,9 @@ def test_trials_that_fail_do_not_go_on_and_none_left_is_an_error(trained, tmp_pa
     assert call_main(search.main, sweep, "--trials", 3, "--out", tmp_path / "out") == 1
     assert len(trained) == 3
     assert {config.optimizer for config in trained} <= {"adam", "adamw"}
-    assert "the training of every trial failed" in capsys.readouterr().err
+    told, error = capsys.readouterr()
+    assert told.count(", failed: --lr=") == 3
+    assert "the training of every trial failed" in error
 
 
 def test_a_search_trains_and_goes_on_where_it_was(images, tmp_path, monkeypatch):

@@ -108,8 +108,8 @@ def test_a_linear_classifier_fails():
 
 def test_files_hold_the_generated_images(tmp_path: Path):
     folder = tmp_path / "new" / "shapes"
-    call_main(shapes.main, folder, "--seed", 5, "--train-count", 23, "--test-count", 4)
-    for split, count in (("train", 23), ("test", 4)):
+    call_main(shapes.main, folder, "--seed", 5, "--train-count", 23, "--test-count", 11)
+    for split, count in (("train", 23), ("test", 11)):
         images, labels = shapes.generate(5, count, split)
         names = [shapes.CLASSES[label] for label in labels]
         assert rows(folder / f"{split}Labels.csv") == [
@@ -123,8 +123,25 @@ def test_files_hold_the_generated_images(tmp_path: Path):
                 assert np.array_equal(np.asarray(file), image)
     sample = rows(folder / "sampleSubmission.csv")
     assert sample[0] == ["id", "label"]
-    assert [row[0] for row in sample[1:]] == ["1", "2", "3", "4"]
+    assert [row[0] for row in sample[1:]] == [str(number) for number in range(1, 12)]
     assert {row[1] for row in sample[1:]} <= set(shapes.CLASSES)
+
+
+def test_a_mistake_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    flags = [tmp_path / "shapes", "--train-count", 12, "--test-count", 11]
+    assert call_main(shapes.main, *flags) == 0
+    assert call_main(shapes.main, *flags) == 0
+    (tmp_path / "file").touch()
+    for arguments, said in (
+        ([*flags[:3], "--test-count", 10], f"{tmp_path}/shapes/test/11.png: other images are there"),
+        ([tmp_path / "new", "--seed", -1], "--seed -1: expected at least 0"),
+        ([tmp_path / "new", "--train-count", 9], "--train-count 9: expected at least 10"),
+        ([tmp_path / "file"], f"{tmp_path}/file"),
+    ):
+        assert call_main(shapes.main, *arguments) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {said}")
+    assert len(list((tmp_path / "shapes/test").iterdir())) == 11
 
 
 def test_without_torch_and_with_defaults_of_the_data_set():

@@ -134,9 +134,9 @@ def test_the_rows_of_kaggles_labels_may_come_in_any_order(animals: Path) -> None
 
 
 def test_kaggles_labels_take_cifars_class_order(tmp_path: Path) -> None:
-    write_kaggle(tmp_path, ["truck", "airplane", "frog"])
+    write_kaggle(tmp_path, CIFAR10.classes[::-1])
     contents = kaggle(tmp_path, "cifar10").load()
-    assert contents.train.labels.tolist() == [9, 0, 6]
+    assert contents.train.labels.tolist() == list(range(10))[::-1]
     assert contents.classes == CIFAR10.classes
     assert contents.spec is CIFAR10
 
@@ -173,6 +173,8 @@ def test_labels_that_look_like_missing_values_are_names(tmp_path: Path) -> None:
         ("id,label\n1,cat\n,dog\n", "row 3: the id '' is not a number"),
         ("id,label\n1,cat\n99999999999999999999,dog\n", "row 3"),
         ("id,label\n1,cat\n2,dog\n01,dog\n", "row 4: the id 1 occurs twice"),
+        ("id,label\n1,cat\n2,cat \n", "row 3: the label 'cat ' has blanks around it"),
+        ("id,label\n1,cat\n2,c\x07t\n", "row 3: the label 'c\\x07t' has blanks around it, or is no text"),
     ],
 )
 def test_a_mistake_in_the_labels_is_named_with_its_file_and_row(tmp_path: Path, text: str, reason: str) -> None:
@@ -207,6 +209,26 @@ def test_an_image_without_label_is_refused(animals: Path) -> None:
 def test_a_class_that_the_data_set_does_not_have_is_refused(tmp_path: Path) -> None:
     write_kaggle(tmp_path, ["cat", "dog", "unicorn"])
     refused(kaggle(tmp_path, "cifar10").load, "trainLabels.csv, row 4: unknown class 'unicorn'", "airplane")
+
+
+def test_a_class_without_labels_is_refused(tmp_path: Path) -> None:
+    write_kaggle(tmp_path, CIFAR10.classes[:9])
+    refused(kaggle(tmp_path, "cifar10").load, tmp_path / "trainLabels.csv", "no images of the class 'truck'")
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [("train/more/13.png", "in a folder inside train/"), ("train/13.TIF", "of this kind are not")],
+)
+def test_an_image_that_kaggles_layout_has_no_place_for_is_refused(animals: Path, lost: str, reason: str) -> None:
+    source = kaggle(animals)
+    (animals / "train" / "notes").mkdir()
+    save_image(animals / "samples" / "1.png", PIXELS)
+    former = source.signature()
+    source.load()
+    save_image(animals / lost, PIXELS)
+    assert source.signature() != former
+    refused(source.load, animals / lost, reason)
 
 
 def test_a_test_class_without_training_images_is_refused(tmp_path: Path) -> None:
@@ -325,7 +347,20 @@ def test_an_image_that_belongs_to_no_class_is_refused(tmp_path: Path, lost: str,
     refused(source.load, tmp_path / Path(lost).parent, reason)
 
 
-@pytest.mark.parametrize("images", ["val/a/1.png", "more/1.png"])
+@pytest.mark.parametrize("lost", ["train/c/more/1.png", "train/c/1.gif", "train/a/1.gif", "test/c/"])
+def test_what_is_refused_is_noticed_where_there_is_a_cache(tmp_path: Path, lost: str) -> None:
+    for split in ("train", "test"):
+        write_class_folder(tmp_path / split, ["a", "b"], 1)
+    source = class_folders(tmp_path)
+    former = source.signature()
+    (tmp_path / lost if lost.endswith("/") else (tmp_path / lost).parent).mkdir(parents=True, exist_ok=True)
+    if not lost.endswith("/"):
+        (tmp_path / lost).touch()
+    assert source.signature() != former
+    refused(source.load, tmp_path / lost.partition("more")[0].removesuffix("1.gif"))
+
+
+@pytest.mark.parametrize("images", ["val/a/1.png", "more/1.png", "val/more/a/1.png", "1.png"])
 def test_images_beside_train_and_test_are_refused(tmp_path: Path, images: str) -> None:
     write_class_folder(tmp_path / "train", ["a", "b"], 1)
     source = class_folders(tmp_path)

@@ -195,6 +195,31 @@ def test_a_finished_run_started_again_stays_as_it_is(again, tiny_run, capsys):
     assert [(run / name).read_bytes() for name in ("summary.json", "metrics.jsonl", "best.safetensors")] == left
 
 
+def test_a_finished_run_keeps_its_config(train_here, tiny_run, tmp_path, capsys):
+    """Unless it is damaged."""
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    for name in ("config.yaml", "config.yaml.sha256"):
+        assert (train_here("run", "--log-every", 7, "--workers", 1) / name).read_bytes() == (
+            tiny_run / name
+        ).read_bytes()
+    (run / "config.yaml").write_text("lr: 3\n")
+    train_here("run", "--log-every", 7)
+    assert "config.yaml is not as it was written; written anew" in capsys.readouterr().err
+    assert yaml.safe_load((run / "config.yaml").read_text())["log_every"] == 7
+
+
+@pytest.mark.parametrize(("resume", "code"), [("never", 2), ("must", 0)])
+def test_a_run_without_its_config_exists(again, tmp_path, train_here, tiny_run, resume, code):
+    run = shutil.copytree(tiny_run, tmp_path / "run")
+    (run / "config.yaml").unlink()
+    if code:
+        with pytest.raises(SystemExit) as ended:
+            train_here("run", "--resume", resume)
+        assert ended.value.code == code
+    else:
+        assert summary(train_here("run", "--resume", resume)) == summary(tiny_run)
+
+
 def test_the_summary_marks_a_run_that_needs_nothing_more(train_here, tmp_path, monkeypatch):
     """Not one whose pictures and weights its tracker has not taken yet."""
     finished = []

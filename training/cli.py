@@ -58,7 +58,8 @@ class RunError(RuntimeError):
 
 @contextmanager
 def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
-    """Turn InputError into exit code 2; RunError, and an OSError that the disk is to blame for, into 1.
+    """Turn InputError into exit code 2; RunError, and an OSError that the disk is to blame for, into 1; Ctrl-C
+    into 130.
 
     quiet_ranks: every process meets the same InputError (a mistaken flag), so that one on each machine tells.
     """
@@ -72,6 +73,8 @@ def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
             where = f" (rank {rank})" if rank else ""
             print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except OSError as error:  # a full disk, a folder without write permission
         if error.filename is None and error.errno is None:
             raise

@@ -87,7 +87,7 @@ class Config:
     """File with torchvision's weights of this network (resnet18: stem imagenet), all but the last layer."""
 
     epochs: int = 100
-    """Passes over the training images, at least 1."""
+    """Passes over the training images, 1 to 1000000."""
     batch_size: int = 128
     """Images of one optimizer step over all processes; divides by processes x accumulation."""
     accumulation: int = 1
@@ -187,6 +187,11 @@ class Config:
                 f"--name {self.name}: expected letters, digits, dots, dashes and underscores, at most 200"
             )
 
+        try:
+            self.runs_dir.encode()
+        except UnicodeEncodeError:  # safetensors opens no such file
+            raise InputError(f"--runs-dir {self.runs_dir}: its name is not in UTF-8; give another") from None
+
     @property
     def run_folder(self) -> Path:
         return Path(self.runs_dir) / (self.name or self.recipe or f"{self.dataset}-{self.model}")
@@ -229,7 +234,7 @@ _RANGES: dict[str, tuple[float, float, str]] = {
     "mixup": (0, math.inf, "at least 0"),
     "cutmix": (0, math.inf, "at least 0"),
     "mix_probability": (0, math.nextafter(1, 2), "0 to 1"),
-    "epochs": (1, math.inf, "at least 1"),
+    "epochs": (1, 1_000_001, "1 to 1000000"),
     "batch_size": (1, math.inf, "at least 1"),
     "accumulation": (1, math.inf, "at least 1"),
     "lr": (_SMALLEST, _LARGEST, "a number above 0 that float32 holds"),
@@ -308,9 +313,12 @@ _UNPARSABLE = (ArgumentError, UnicodeDecodeError, RecursionError)
 
 def _recipes(arguments: list[str]) -> list[str]:
     """The values of --recipe on a command line."""
-    joined = [argument.removeprefix("--recipe=") for argument in arguments if argument.startswith("--recipe=")]
-    apart = [value for name, value in zip(arguments, arguments[1:], strict=False) if name == "--recipe"]
-    return joined + apart
+    found = []
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        name, joined, value = argument.partition("=")
+        if name == "--recipe":
+            found.append(value if joined else following)
+    return found
 
 
 def _source_of(wanted: str, arguments: list[str]) -> str:

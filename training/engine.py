@@ -164,7 +164,7 @@ class Trainer:
             "precision": accelerator.mixed_precision,
             "processes": accelerator.num_processes,
             "classes": self.num_classes,
-            "data": prepared.digest[:16],
+            "data": (prepared.digest if config.split == "test" else prepared.train_digest)[:16],
             "weights": sha256_of(Path(config.weights))[:16] if config.weights else "",  # wherever the file lies
         }
         self._require_the_same_everywhere()
@@ -180,7 +180,8 @@ class Trainer:
         if config.compile:
             model.compile()  # in place: names in the state dict stay, and DDP wraps the compiled network
         self.optimizer = make_optimizer(config, model)  # as it is: Accelerate's wrapper takes 0.2 ms a step
-        self.model = accelerator.prepare(model)
+        # A launcher's only process gets no DDP, which has nothing to do there, and does not go into a CUDA graph.
+        self.model = accelerator.prepare_model(model, evaluation_mode=accelerator.num_processes == 1)
         self.network: nn.Module = accelerator.unwrap_model(self.model, keep_torch_compile=False)
         self.sam = SAM(self.network, config.sam, config.sam_adaptive) if config.sam else None
         # What is validated and saved: the weights, or their moving average.
@@ -217,14 +218,15 @@ class Trainer:
         of three or more processes in another order: a resumed run would differ from an uninterrupted one in its
         first step. The second forward pass builds the new buckets; were its gradients not taken, the reducer would
         go on waiting for them, and average those of the first step's first micro-batch too early. torch.compile
-        takes the size that it meets first for the one that stays: a micro-batch's, and not, in a run that goes on
-        in a validation, that of its batches.
+        takes the size that it meets first, in a step's pass and in SAM's second one, for the one that stays: a
+        micro-batch's, and not, in a run that goes on in a validation, that of its batches.
         """
         size = self.config.batch_size // (self.accelerator.num_processes * self.config.accumulation)
         images = blank_images(size, self.predictor.dtype, self.accelerator.device)
         with buffers_kept(self.network):
-            for _ in range(2):
-                self.model(images).sum().backward()
+            for kept in (nullcontext, nullcontext, self.sam.statistics_kept if self.sam else nullcontext):
+                with kept():
+                    self.model(images).sum().backward()
         self.optimizer.zero_grad()
 
     def lr(self, step: int) -> float:
@@ -292,10 +294,7 @@ class Trainer:
             self._training_since = now
 
     def _seed_dropout(self) -> None:
-        """Dropout draws from torch's generator: make that, too, a function of position.
-
-        With SAM both gradients of a step are those of one masked network.
-        """
+        """Dropout draws from torch's generator: make that, too, a function of position; SAM's passes have one."""
         rank = torch.tensor([self.accelerator.process_index])
         torch.manual_seed(int(random_bits(rank, self.config.seed, "dropout", self.progress.step)))
 

@@ -1,6 +1,7 @@
 """Trained weights on the images of one split: metrics, predictions, and the files that show them."""
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,21 +169,13 @@ def evaluate_run(
         InputError: no whole weights, images that do not go with them, or a damaged metrics.jsonl.
     """
     predictor, about, weights = open_predictor(run)
-    config = recorded_config(about["config"], weights)
-    if data_dir is not None:
-        config = replace(config, data_dir=str(data_dir))
-    if cache_dir is not None:
-        config = replace(config, cache_dir=str(cache_dir))
+    config = with_folders(recorded_config(about["config"], weights), about, data_dir, cache_dir)
     prepared, ids = images_of(config, split)
-    if own_images and prepared.digest != about["data"]:
-        raise InputError(
-            f"{run}: trained on other images than those in {config.source_folder}; give their --data-dir, or "
-            "another --out"
-        )
-    if split == "val" and prepared.digest != about["data"]:
-        raise InputError(
-            "--split val: these are not the images that the run held some out of; give its --data-dir"
-        )
+    # An older file has no digest of the training images alone.
+    its_own = prepared.digest == about["data"] or prepared.train_digest == about.get("train_data")
+    if not its_own and (own_images or data_dir is None or split == "val"):
+        folder = config.source_folder
+        raise InputError(f"{run}: trained on other images than those in {folder}; give --data-dir the right ones")
     if list(prepared.classes) != about["classes"]:
         raise InputError(
             f"{weights}: trained on other classes than those of the images; give the right --data-dir"
@@ -203,6 +196,16 @@ def evaluate_run(
     draw_evaluation(evaluation, prepared, title, weights.parent)
     draw_curves_so_far(config, weights.parent)
     return report
+
+
+def with_folders(config: Config, about: dict[str, Any], data_dir: Path | None, cache_dir: Path | None) -> Config:
+    """A run's config with the given folders; or the run's own, as they are called from anywhere, where they remain."""
+
+    def chosen(name: str, given: Path | None) -> str:
+        recorded: str = about.get("folders", {}).get(name, "")
+        return str(given if given is not None else recorded if os.path.isdir(recorded) else getattr(config, name))
+
+    return replace(config, data_dir=chosen("data_dir", data_dir), cache_dir=chosen("cache_dir", cache_dir))
 
 
 def draw_curves_so_far(config: Config, folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Figures of runs, drawn with matplotlib. Colours are told apart by the colour-blind (Okabe and Ito, 2008)."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -41,7 +42,9 @@ class Curve:
 
 def save(figure: Figure, path: Path) -> None:
     content = BytesIO()
-    figure.savefig(content, format="png", dpi=120)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a script that the font lacks: boxes
+        figure.savefig(content, format="png", dpi=120)
     write_atomically(path, content.getvalue())
 
 
@@ -59,12 +62,13 @@ def draw_curves(rows: Sequence[dict[str, Any]], config: Config, folder: Path) ->
         for label, key in (("training", f"train_{quantity}"), (config.evaluated_on, f"val_{quantity}")):
             _plot(panels[quantity], rows, key, label)
         panels[quantity].set(title=quantity)
-        panels[quantity].legend()
+        if rows:
+            panels[quantity].legend()
     drawstyle = "steps-mid" if config.schedule == "multistep" else "default"  # the rate stays between milestones
     _plot(panels["lr"], rows, "lr", "", drawstyle)
     by_factors = config.schedule in ("multistep", "inverse-time")
     panels["lr"].set(title="learning rate", yscale="log" if by_factors else "linear")
-    figure.suptitle(folder.resolve().name)
+    figure.suptitle(folder.resolve().name, parse_math=False)
     save(figure, folder / "curves.png")
     return folder / "curves.png"
 
@@ -102,7 +106,7 @@ def draw_comparison(curves: Sequence[Curve], title: str, path: Path) -> None:
     if highest > 10 * lowest > 0:  # a loss may begin in the thousands
         panels[1].set(yscale="log")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=9)
-    figure.suptitle(title, wrap=True)
+    figure.suptitle(title, wrap=True, parse_math=False)
     save(figure, path)
 
 

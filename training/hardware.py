@@ -50,6 +50,8 @@ def make_accelerator(config: Config) -> Accelerator:
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
     set_threads(use_cpu)
     if use_cpu:
+        # For Accelerate, which would otherwise choose for torchrun's processes, by the machine's cores.
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process()))
         keep_freed_memory()
     set_determinism(config.deterministic)
     precision = choose_precision(config.precision, use_cpu)

@@ -61,8 +61,9 @@ def shortened(config: Config, epochs_scale: float, subset: float) -> list[str]:
     share = epochs / config.epochs
     milestones = [round(milestone * share, 9) for milestone in config.milestones]  # 3, not 3.0000000000000004
     decay = config.decay / (share * subset)  # per step
-    flags = ["--epochs", epochs, "--milestones", json.dumps(milestones), "--warmup", config.warmup * share]
-    return [str(part) for part in (*flags, "--decay", decay, "--subset", subset)]
+    flags = ["--epochs", epochs, "--milestones", json.dumps(milestones)]
+    flags += ["--warmup", min(epochs, config.warmup * share), "--decay", decay, "--subset", config.subset * subset]
+    return list(map(str, flags))
 
 
 def require_validation(config: Config) -> None:
@@ -100,8 +101,8 @@ def read_summary(run: Path) -> dict[str, Any]:
     return summary
 
 
-def train(flags: list[str], processes: int) -> str:
-    """Run train.py; returns "" when it has finished, or that it failed: why, it has said itself.
+def train(flags: list[str], processes: int) -> int:
+    """Run train.py and return its exit code: 0 when it has finished; why it has not, it has said itself.
 
     Raises:
         SystemExit: it was stopped.
@@ -109,9 +110,7 @@ def train(flags: list[str], processes: int) -> str:
     code = start(flags, processes)
     if code in STOPPED:
         raise SystemExit(code)
-    if not code:
-        return ""
-    return f"failed: the training of {parse_config(flags).run_folder.name} ended with exit code {code}"
+    return code
 
 
 def launcher(processes: int) -> list[str]:

@@ -99,7 +99,8 @@ def schedule_factor(config: Config, step: int, steps_per_epoch: int) -> float:
     warmup = config.warmup * steps_per_epoch
     ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
     if config.schedule == "multistep":
-        passed = sum(step >= milestone * steps_per_epoch for milestone in config.milestones)
+        # rounded: 0.28 x 25 is 7.000000000000001
+        passed = sum(step >= round(milestone * steps_per_epoch, 6) for milestone in config.milestones)
         return ramp * config.gamma**passed
     if config.schedule == "cosine":  # Loshchilov and Hutter, 2017, arXiv:1608.03983, one period, after the warm-up
         progress = max(0.0, step - warmup) / max(1.0, total - warmup)

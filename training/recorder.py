@@ -85,7 +85,7 @@ class Recorder(NullRecorder):
             InputError: --resume forbids an existing run, or demands one; another process has the run; no
                 checkpoint is whole, or there is none of a run that was past its first epoch.
         """
-        exists = (self.folder / "config.yaml").exists()
+        exists = (self.folder / "config.yaml").exists() or any(self.checkpoints.glob("*.pt"))
         if exists and self.config.resume == "never":
             raise InputError(f"--resume never: {self.folder} exists; give another --name or remove it")
         if not exists and self.config.resume == "must":
@@ -171,8 +171,8 @@ class Recorder(NullRecorder):
 
     def begin(self, trainer: Trainer) -> None:
         """Record the config, and take up metrics.jsonl where the trainer stands."""
-        self._write_config()
         self.finished_before = self._summary_of(trainer)
+        self._write_config()
         tracked = replace(self.config, tracker="none") if self.finished_before else self.config
         self.tracking = Tracking(tracked, self.folder, self.metrics_lines)
         self.tracking.log_graph(trainer.network)
@@ -200,12 +200,14 @@ class Recorder(NullRecorder):
 
     def _write_config(self) -> None:
         path = self.folder / "config.yaml"
+        if path.exists():
+            if not check_digest(path):
+                print(f"warning: {path} is not as it was written; written anew", file=sys.stderr)
+            elif self.finished_before:
+                return
         values = asdict(self.config)
         del values["recipe"]  # so that the file is a recipe itself
-        content = yaml.safe_dump(values, sort_keys=False).encode()
-        if path.exists() and not check_digest(path):
-            print(f"warning: {path} is not as it was written; written anew", file=sys.stderr)
-        write_with_digest(path, content)
+        write_with_digest(path, yaml.safe_dump(values, sort_keys=False).encode())
 
     def progress_bar(self, trainer: Trainer) -> "tqdm[None]":
         done = trainer.progress.step - trainer.progress.epoch * trainer.steps_per_epoch
@@ -255,12 +257,19 @@ class Recorder(NullRecorder):
         recorded = {
             "config": asdict(self.config),
             "data": self.prepared.digest,
+            "train_data": self.prepared.train_digest,
+            "folders": self._folders(),
             "classes": self.prepared.classes,
             "mean": mean,
             "std": std,
             "precision": self.accelerator.mixed_precision,
         }
         self.best = take_weights(self.folder / "best.safetensors", trainer.eval_network, recorded | about)
+
+    def _folders(self) -> dict[str, str]:
+        """Where the images are, wherever somebody evaluates the run from; "" for those that are built in."""
+        source = "" if self.config.dataset == "shapes" else os.path.abspath(self.config.source_folder)
+        return {"data_dir": source, "cache_dir": os.path.abspath(self.config.cache_dir)}
 
     def finish(self, trainer: Trainer) -> None:
         from training.figures import draw_curves

@@ -41,9 +41,9 @@ def read_result(run: Path) -> Result:
     Raises:
         InputError: metrics.jsonl is not the one that the run ended with, or summary.json is damaged.
     """
-    summary = read_summary(run)
+    summary, metrics = read_summary(run), run / "metrics.jsonl"
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
-    if sha256_of(run / "metrics.jsonl") != summary["metrics_sha256"]:
+    if not metrics.exists() or sha256_of(metrics) != summary.get("metrics_sha256"):
         raise InputError(f"{run}/metrics.jsonl: not as the run wrote it; remove the run, or restore the file")
     return Result(summary, evaluation, read_epochs(run))
 

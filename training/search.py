@@ -30,10 +30,13 @@ from training.jobs import (
     train,
 )
 
+FAILED = -1.0
+"""The accuracy of a trial whose training failed."""
+
 
 @dataclass
 class Trial:
-    """settings: values of flags. accuracy: on the validation images, by round; -1 where training failed."""
+    """settings: values of flags. accuracy: on the validation images, by round, or FAILED."""
 
     number: int
     settings: dict[str, Any]
@@ -54,11 +57,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="draws the settings (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("runs/search"), help="folder (default: runs/search)")
     add_flags(parser)
-    try:
-        with one_line_errors():
-            search(parser.parse_args(own), extra)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    with one_line_errors():
+        search(parser.parse_args(own), extra)
 
 
 def search(arguments: argparse.Namespace, extra: list[str]) -> None:
@@ -81,7 +81,7 @@ def search(arguments: argparse.Namespace, extra: list[str]) -> None:
             write_json(arguments.out / "search.json", [asdict(trial) for trial in trials])
         for trial in sorted(left, key=lambda trial: -trial.accuracy[-1]):
             tell(f"round {number + 1}/{rounds}: {described(trial)}")
-        succeeded = [trial for trial in left if trial.accuracy[-1] >= 0]
+        succeeded = [trial for trial in left if trial.accuracy[-1] != FAILED]
         if not succeeded:
             raise RunError(
                 "the training of every trial failed, as told above; where losses were not finite, a sweep with "
@@ -92,7 +92,9 @@ def search(arguments: argparse.Namespace, extra: list[str]) -> None:
 
 
 def described(trial: Trial) -> str:
-    return f"trial {trial.number}, validation accuracy {trial.accuracy[-1]:.4f}: {shlex.join(trial.flags)}"
+    accuracy = trial.accuracy[-1]
+    outcome = "failed" if accuracy == FAILED else f"validation accuracy {accuracy:.4f}"
+    return f"trial {trial.number}, {outcome}: {shlex.join(trial.flags)}"
 
 
 def train_trial(trial: Trial, number: int, share: float, given: list[str], arguments: argparse.Namespace) -> float:
@@ -106,8 +108,10 @@ def train_trial(trial: Trial, number: int, share: float, given: list[str], argum
     wanted = parse_config(flags)
     if is_finished(run, wanted):
         _require_the_same_images(run, wanted)
-    elif train(flags, arguments.processes):
-        return -1.0
+    elif code := train(flags, arguments.processes):
+        if code == 2:  # of flags or images that are wrong, which says nothing of the trial
+            raise InputError(f"{run}: train.py has refused it, as told above")
+        return FAILED
     return float(read_summary(run)["val_accuracy"])
 
 
