@@ -199,7 +199,7 @@ def evaluate_run(
 
 
 def with_folders(config: Config, about: dict[str, Any], data_dir: Path | None, cache_dir: Path | None) -> Config:
-    """A run's config with the given folders; or the run's own, as they are called from anywhere, where they remain."""
+    """A run's config with the given folders; or its own, as they are called from anywhere, where they remain."""
 
     def chosen(name: str, given: Path | None) -> str:
         recorded: str = about.get("folders", {}).get(name, "")
