@@ -206,6 +206,7 @@ def test_a_finished_run_shows_its_best_weights_to_the_tracker(train_tiny, tracke
         accumulator = EventAccumulator(str(events.parent))
         accumulator.Reload()
         assert set(accumulator.Tags()["images"]) == {f"pictures/{name}" for name in names}
+        assert accumulator.Tags()["graph"]
         return
     records = list(wandb_records(run))
     keys = {key for row in logged(records) for key in row}

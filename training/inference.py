@@ -77,7 +77,8 @@ class Predictor:
 def views(inputs: Tensor, tta: str) -> Iterator[tuple[float, Tensor]]:
     """The inputs (n, 3, h, w) as test-time augmentation shows them, each with its weight; the weights add to 1.
 
-    none: as they are. flip: and mirrored left to right. six: both, and both of the inputs moved by one pixel up
+    none: as they are. flip: and mirrored left to right (Krizhevsky et al., 2012, whose test-time average has each
+    crop and its mirror image). six: both, and both of the inputs moved by one pixel up
     and left, and down and right, with what moves in reflected: half of the weight on the two that were not moved
     (Jordan, 2024, arXiv:2404.00498, "multi-crop").
     """
