@@ -21,10 +21,12 @@ PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 def test_four_trainings_on_one_cold_cache(images, tmp_path):
     """One of them builds it (test_prepared.py counts the builders), all go on to the same result."""
     where = ["--data-dir", images, "--runs-dir", tmp_path / "runs", "--cache-dir", tmp_path / "cache"]
-    flags = [*TINY, "--epochs", 1, "--loader", "auto", *where]
+    flags = [*TINY, "--epochs", 1, *where]
     jobs = [
-        subprocess.Popen(command("train.py", *flags, "--name", f"run{number}"), cwd=ROOT, **PIPES)
-        for number in range(4)
+        subprocess.Popen(
+            command("train.py", *flags, "--loader", loader, "--name", f"run{number}"), cwd=ROOT, **PIPES
+        )
+        for number, loader in enumerate(["auto", "resident", "auto", "resident"])  # auto: with a .beton, too
     ]
     for job in jobs:
         _, told = job.communicate(timeout=300)

@@ -118,3 +118,9 @@ def test_the_state_before_a_network_is_captured_is_the_state_after():
 
 def test_a_compiled_network_trains(train_tiny):
     assert summary(train_tiny("compiled", "--compile", "true", "--precision", "bf16"))["steps"] == 22
+
+
+def test_a_launchers_only_process_trains_to_the_same_bits(train_tiny):
+    """Over NCCL, and in CUDA graphs, too."""
+    alone, launched = (train_tiny(f"launched-by-{count}", processes=count) for count in (0, 1))
+    assert summary(launched)["weights_sha256"] == summary(alone)["weights_sha256"]
