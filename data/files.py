@@ -6,15 +6,17 @@ import hashlib
 import json
 import os
 import secrets
+import socket
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-try:
-    import fcntl
-except ImportError:  # Windows, which has no such locks
-    fcntl = None  # type: ignore[assignment]
+import psutil
+
+DAY_S = 24 * 60 * 60
 
 
 @contextmanager
@@ -29,14 +31,13 @@ def written_atomically(path: Path) -> Iterator[Path]:
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    stem = path.name[:60]  # a name may have 255 bytes, four for a letter
+    stem = f".{path.name[:50]}"  # a name may have 255 bytes, four for a letter
     _remove_remnants(path.parent, stem)
-    temporary = path.with_name(f".{stem}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f"{stem}.{_process_space()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
-        with _held(temporary):
-            yield temporary
-            _sync_file(temporary)
-            os.replace(temporary, path)
+        yield temporary
+        _sync_file(temporary)
+        os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
         if error.errno is None:  # numpy's on a full disk: all it has is a message
@@ -49,35 +50,21 @@ def written_atomically(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Make a new file and hold its lock, by which others see that its writer is alive.
-
-    Its process' number would not tell: those of two containers have nothing to do with one another.
-    """
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        if fcntl is None:
-            os.close(descriptor)  # Windows renames no open files
-            yield
-            return
-        with suppress(OSError):  # a disk without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.fstat(descriptor).st_nlink:
-            break
-        os.close(descriptor)  # taken for a remnant, before it was locked
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+def _process_space() -> str:
+    """Where a process' number means that process: on this machine and, on Linux, in this container."""
+    container = 0
+    with suppress(OSError):
+        container = os.stat("/proc/self/ns/pid").st_ino
+    return f"{zlib.crc32(f'{socket.gethostname()} {container}'.encode()):08x}"
 
 
 def _remove_remnants(folder: Path, stem: str) -> None:
-    """Remove what processes that were killed have left. On Windows it stays."""
-    for remnant in folder.glob(f".{glob.escape(stem)}.*.tmp"):
-        with suppress(OSError), open(remnant, "rb+") as file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Remove what writers that were killed have left: of other machines and containers, what is a day old."""
+    for remnant in folder.glob(f"{glob.escape(stem)}.*.tmp"):
+        with suppress(OSError, ValueError):  # another process removes it, or uses it; another program's name
+            space, pid = remnant.name.split(".")[-4:-2]
+            is_dead = space == _process_space() and not psutil.pid_exists(int(pid))
+            if is_dead or time.time() - remnant.stat().st_mtime > DAY_S:
                 remnant.unlink()
 
 

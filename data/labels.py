@@ -60,7 +60,7 @@ def _checked_id(where: str, row: list[str]) -> int:
         raise InputError(f"{where}: the id {row[0][:40]!r} is not a number; expected a number and a label")
     if len(row) < 2 or not row[1]:
         raise InputError(f"{where}: no label; add it, or remove the row and its image")
-    if row[1] != row[1].strip() or not row[1].isprintable():
+    if row[1] != row[1].strip() or re.search("[\x00-\x1f\x7f-\x9f]", row[1]):
         raise InputError(
             f"{where}: the label {row[1][:40]!r} has blanks around it, or is no text; write it plainly"
         )

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from PIL import Image
+
 from data.errors import InputError
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-UNREAD_SUFFIXES = (".gif", ".tif", ".tiff", ".jfif", ".jpe", ".jp2", ".avif", ".heic", ".ppm", ".pgm", ".tga")
-"""Images of other kinds, which somebody may take for training images."""
 
 
 def natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
@@ -82,9 +82,13 @@ def images_below(root: Path, leave_out: Collection[str] = ()) -> Iterator[Path]:
 
     What cannot be opened, as a disk's lost+found, is passed over.
     """
-    for place, folders, files in os.walk(root):
+    seen = set()
+    for place, folders, files in os.walk(root, followlinks=True):
         named = leave_out if place == str(root) else ()
-        folders[:] = sorted(name for name in folders if name not in named and not name.startswith("."))
+        real = os.path.realpath(place)
+        known = real in seen  # by a link to a folder above
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not (known or name in named or name.startswith(".")))
         for name in sorted(files):
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield Path(place, name)
@@ -92,9 +96,10 @@ def images_below(root: Path, leave_out: Collection[str] = ()) -> Iterator[Path]:
 
 def unread_images(folder: Path) -> Iterator[str]:
     """Of images of other kinds in a folder, why they are refused."""
+    unread = tuple(suffix for suffix in Image.registered_extensions() if suffix not in IMAGE_SUFFIXES)
     with readable(folder):
         for name in sorted(os.listdir(folder)):
-            if name.lower().endswith(UNREAD_SUFFIXES):
+            if name.lower().endswith(unread):
                 yield f"{folder / name}: images of this kind are not read; save it as PNG, or remove it"
 
 
@@ -103,8 +108,8 @@ def digest(parts: list[str]) -> str:
 
 
 def describe(folder: Path) -> list[str]:
-    """Name, size and times of change of each image of a folder: of its content, which archives and copies keep,
-    and of the file.
+    """Of each image of a folder the name, size and times of change, of its content (which copies keep) and of the
+    file. Of all else that is not hidden, the name: it may be refused.
     """
 
     def described(entry: "os.DirEntry[str]") -> str:
@@ -112,4 +117,6 @@ def describe(folder: Path) -> list[str]:
         return f"{entry.name}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
 
     with readable(folder):
-        return sorted(map(described, image_entries(folder)))
+        images = {entry.name: described(entry) for entry in image_entries(folder)}
+        others = [name for name in os.listdir(folder) if name not in images and not name.startswith(".")]
+        return sorted([*images.values(), *others])

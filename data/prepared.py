@@ -111,8 +111,8 @@ def cache_lock(folder: Path) -> Iterator[None]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+    except OSError:
+        if not folder.exists() or os.access(folder.parent, os.W_OK):
             raise
     try:
         yield
@@ -135,12 +135,6 @@ def _whole(folder: Path) -> dict[str, Any] | None:
     return meta
 
 
-def _digests(folder: Path, count: int) -> list[str]:
-    """Of the first `count` images and labels."""
-    arrays = (np.load(folder / name, mmap_mode="r")[:count] for name in ("images.npy", "labels.npy"))
-    return [hashlib.sha256(array).hexdigest() for array in arrays]
-
-
 def _digest_of(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
@@ -150,14 +144,13 @@ def _build(source: Source, signature: str, folder: Path) -> None:
     for remnant in folder.parent.glob(f"{folder.name}.*.tmp"):  # of a process that was killed
         shutil.rmtree(remnant, ignore_errors=True)
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         contents = source.load()
-        _write_arrays(contents, temporary)
+        train_digests = _write_arrays(contents, temporary)
         files = {name: sha256_of(temporary / name) for name in ("images.npy", "labels.npy")}
         mean, std = (contents.spec.mean, contents.spec.std) if contents.spec else _statistics(contents, temporary)
-        count = len(contents.train.labels)
-        content = {"classes": contents.classes, "train_count": count, "files": files}
+        content = {"classes": contents.classes, "train_count": len(contents.train.labels), "files": files}
         meta = {
             "format": _FORMAT,
             "source": source.key,
@@ -166,7 +159,7 @@ def _build(source: Source, signature: str, folder: Path) -> None:
             "std": std,
             **content,
             "digest": _digest_of(content),
-            "train_digest": _digest_of({"classes": contents.classes, "arrays": _digests(temporary, count)}),
+            "train_digest": _digest_of({"classes": contents.classes, "arrays": train_digests}),
         }
         write_json(temporary / "meta.json", meta | {"sha256": _digest_of(meta)})
         if folder.is_symlink() or folder.is_file():
@@ -183,13 +176,17 @@ def _build(source: Source, signature: str, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_arrays(contents: Contents, folder: Path) -> None:
-    """Through file handles: of a full disk they raise OSError, where a memory map would kill the process."""
+def _write_arrays(contents: Contents, folder: Path) -> list[str]:
+    """Through file handles: of a full disk they raise OSError, where a memory map would kill the process.
+
+    Returns the SHA-256 of the training images, and of their labels.
+    """
     labels = np.concatenate([contents.train.labels, contents.test.labels])
     serialized = io.BytesIO()
     np.save(serialized, labels)
     write_atomically(folder / "labels.npy", serialized.getvalue())
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)}
+    digest, left = hashlib.sha256(), len(contents.train.labels)
     bar = tqdm(total=len(labels), desc="decoding", unit="image", disable=None)
     with written_atomically(folder / "images.npy") as temporary, open(temporary, "wb") as file, bar:
         np.lib.format.write_array_header_1_0(file, header)
@@ -197,8 +194,12 @@ def _write_arrays(contents: Contents, folder: Path) -> None:
         as_files = all(isinstance(part, list) for part in parts)
         # one stream for both, since its processes take a second to start
         for chunk in decode_stream([path for part in parts for path in part], 1000) if as_files else parts:
-            file.write(np.ascontiguousarray(chunk).data)
+            chunk = np.ascontiguousarray(chunk)
+            file.write(chunk.data)
+            digest.update(chunk[:left].data)
+            left = max(0, left - len(chunk))
             bar.update(len(chunk))
+    return [digest.hexdigest(), hashlib.sha256(contents.train.labels.data).hexdigest()]
 
 
 def _statistics(contents: Contents, folder: Path) -> tuple[list[float], list[float]]:

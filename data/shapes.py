@@ -177,7 +177,7 @@ def write_kaggle(
     for split, count in counts.items():
         ours = {f"{number}.png" for number in range(1, count + 1)}
         for image in images_below(folder / split):
-            if image.name not in ours:
+            if image.parent != folder / split or image.name not in ours:
                 raise InputError(f"{image}: other images are there; remove them, or give another folder")
     for split, count in counts.items():
         images, labels = generate(seed, count, split)

@@ -91,17 +91,22 @@ class KaggleFolder:
     def _refused(self) -> Iterator[str]:
         """Why images would be left out in silence."""
         for name, _ in self.splits:
-            for inside in folders_in(self.folder / name):
-                for image in images_below(inside):
-                    yield f"{image}: in a folder inside {name}/; move it to {self.folder / name}, or remove it"
+            for image in self._inside(name):
+                yield f"{image}: in a folder inside {name}/; move it to {self.folder / name}, or remove it"
             yield from unread_images(self.folder / name)
 
+    def _inside(self, name: str) -> Iterator[Path]:
+        """Images in folders inside one of the two."""
+        for inside in folders_in(self.folder / name):
+            yield from images_below(inside)
+
     def signature(self) -> str:
-        parts = list(self._refused())
+        parts = []
         for name, table in self.splits:
             with readable(table):
                 parts.append(sha256_of(table))
             parts += describe(self.folder / name)
+            parts += map(str, self._inside(name))
         return digest(parts)
 
     def load(self) -> Contents:
@@ -184,18 +189,23 @@ class ClassFolders:
         """Why a folder cannot be a class, or images would be left out in silence."""
         for root in self.roots:
             yield from _no_classes(root)
+        for image in self._beside():
+            yield (
+                f"{image}: images beside train/ and test/ are not read (validation images are split off train/); "
+                "move them there, or remove them"
+            )
+
+    def _beside(self) -> Iterator[Path]:
+        """Images beside train/ and test/, where there are these."""
         if self.roots != [self.folder]:
-            for image in images_below(self.folder, leave_out=("train", "test")):
-                yield (
-                    f"{image}: images beside train/ and test/ are not read (validation images are split off "
-                    "train/); move them there, or remove them"
-                )
+            yield from images_below(self.folder, leave_out=("train", "test"))
 
     def signature(self) -> str:
-        parts = list(self._refused())
+        parts = [image.name for image in self._beside()]
         for root in self.roots:
-            for sub in _class_folders(root):
-                parts += [str(sub), *describe(sub)]
+            parts += [root.name if root != self.folder else "", *describe(root)]
+            for sub in folders_in(root):
+                parts += [sub.name, *describe(sub)]
         return digest(parts)
 
     def load(self) -> Contents:

@@ -1,11 +1,16 @@
 """Files that are complete or absent: several writers, what killed ones leave, and links."""
 
+import os
+import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from data.files import write_atomically, written_atomically
+import pytest
+
+from data.files import DAY_S, write_atomically, written_atomically
 from tests.conftest import ROOT
 
 
@@ -31,7 +36,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from data.files import written_atomically
-with written_atomically(Path(sys.argv[1])):
+with written_atomically(Path(sys.argv[1])) as temporary:
+    temporary.touch()
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -42,9 +48,25 @@ def test_what_a_killed_writer_left_is_removed_and_that_of_others_stays(tmp_path:
     of_a, of_b = names(tmp_path)
     assert (of_a[:6], of_b[:3]) == (".a[1].", ".b.")
     with written_atomically(tmp_path / "a[1]") as alive:
+        alive.touch()
         write_atomically(tmp_path / "a[1]", b"")
         assert names(tmp_path) == sorted([alive.name, of_b, "a[1]"])
     assert names(tmp_path) == [of_b, "a[1]"]
+
+
+def test_what_another_machine_has_left_is_removed_when_it_is_a_day_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or another container: a number of a process says nothing there."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "elsewhere")
+    subprocess.run([sys.executable, "-c", KILLED, tmp_path / "a"], cwd=ROOT)
+    (remnant,) = tmp_path.iterdir()
+    (tmp_path / ".a.b.tmp").touch()  # of another program
+    write_atomically(tmp_path / "a", b"")
+    assert remnant.exists()
+    os.utime(remnant, (time.time() - DAY_S - 60,) * 2)
+    write_atomically(tmp_path / "a", b"")
+    assert names(tmp_path) == [".a.b.tmp", "a"]
 
 
 def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:

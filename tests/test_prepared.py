@@ -231,6 +231,20 @@ def test_the_same_folder_by_another_path_is_not_decoded_again(
     assert len(decoded) == 14
 
 
+@pytest.mark.parametrize("levels", [1, 2])
+def test_class_folders_by_another_path_are_not_decoded_again(
+    tmp_path: Path, cache: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch, levels: int
+) -> None:
+    folder = tmp_path / "images"
+    write_class_folder(folder / "train" if levels == 2 else folder, ["a", "b"], 1)
+    prepare(find_source("folder", folder), cache)
+    decoded.clear()
+    for here, name in ((tmp_path, "images"), (folder, ".")):
+        monkeypatch.chdir(here)
+        prepare(find_source("folder", Path(name)), cache)
+    assert decoded == []
+
+
 def test_two_folders_have_two_caches(tmp_path: Path, cache: Path, decoded: list[Path]) -> None:
     for name in ("one", "other"):
         write_kaggle(tmp_path / name, ["a", "b"])
@@ -410,8 +424,13 @@ def test_a_cache_that_may_not_be_written_to_is_read(cache: Path, monkeypatch: py
         raise PermissionError(errno.EACCES, "Permission denied", "x.lock")
 
     monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(PermissionError):  # of a lock that somebody else has made in a folder of all
+        prepare(source, cache)
+    monkeypatch.setattr(os, "access", lambda *_: False)
     np.testing.assert_array_equal(prepare(source, cache).images, random_images(11))
     assert source.loads == 1
+    with pytest.raises(PermissionError):
+        prepare(source, cache.with_name("absent"))
 
 
 @pytest.mark.parametrize(("key", "value"), [("train_count", 12), ("classes", ["b", "a", "c"]), ("files", [])])

@@ -189,7 +189,7 @@ def test_an_evaluation_of_other_images_or_weights_is_no_result(done, tmp_path):
 
 def test_a_run_is_not_evaluated_on_other_images_than_it_was_trained_on(done, tmp_path, capsys):
     folder = shutil.copytree(done[0], tmp_path / "out")
-    write_kaggle(tmp_path / "others", CIFAR10.classes * 10, CIFAR10.classes * 2, seed=1)
+    write_kaggle(tmp_path / "others", CIFAR10.classes * 10, CIFAR10.classes * 3)
     replaced = {str(done[0]): str(folder), done[1][done[1].index("--data-dir") + 1]: str(tmp_path / "others")}
     path = folder / "cifar10-study/exp1-seed42-scaled/evaluation.json"
     path.unlink()

@@ -114,12 +114,14 @@ def test_a_trial_that_was_trained_on_other_images_is_not_taken_for_one_of_these(
     assert "trial00-round1: trained on other images than those in" in capsys.readouterr().err
 
 
-def test_a_trial_that_is_refused_ends_the_search(monkeypatch, tmp_path, capsys):
-    """Another run may have its folder: that says nothing of its settings."""
-    monkeypatch.setattr(jobs, "start", lambda flags, processes: 2)
+def test_a_trial_that_was_begun_with_other_settings_is_not_dropped_for_it(monkeypatch, tmp_path, capsys):
+    run = tmp_path / "trial00-round1"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("lr: 0.3\n")
+    (run / "checkpoints/step-00000001.pt").touch()
+    monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained"))
     assert call_main(search.main, SWEEP, "--trials", 2, "--out", tmp_path) == 2
-    assert "trial00-round1: train.py has refused it, as told above" in capsys.readouterr().err
-    assert not (tmp_path / "search.json").exists()
+    assert "trial00-round1: trained with another " in capsys.readouterr().err
 
 
 def test_the_sweeps_own_subset_counts_in_every_round(trained, tmp_path):

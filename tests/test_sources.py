@@ -155,6 +155,12 @@ def test_labels_that_look_like_missing_values_are_names(tmp_path: Path) -> None:
     assert label_table(path)["label"].to_dict() == {1: "NA", 2: "null", 3: "007"}
 
 
+def test_a_label_may_be_in_any_script(tmp_path: Path) -> None:
+    names = ["\u06cc\u200c\u0647\u0627", "\U0001f469\u200d\U0001f52c", "\u732b\u3000\u72ac", "a\u00a0b"]
+    path = write_labels(tmp_path / "labels.csv", enumerate(names, start=1))
+    assert list(label_table(path)["label"]) == names
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
@@ -349,6 +355,7 @@ def test_an_image_that_belongs_to_no_class_is_refused(tmp_path: Path, lost: str,
 
 @pytest.mark.parametrize("lost", ["train/c/more/1.png", "train/c/1.gif", "train/a/1.gif", "test/c/"])
 def test_what_is_refused_is_noticed_where_there_is_a_cache(tmp_path: Path, lost: str) -> None:
+    (tmp_path / "notes").mkdir()
     for split in ("train", "test"):
         write_class_folder(tmp_path / split, ["a", "b"], 1)
     source = class_folders(tmp_path)
@@ -358,6 +365,18 @@ def test_what_is_refused_is_noticed_where_there_is_a_cache(tmp_path: Path, lost:
         (tmp_path / lost).touch()
     assert source.signature() != former
     refused(source.load, tmp_path / lost.partition("more")[0].removesuffix("1.gif"))
+
+
+@pytest.mark.parametrize("linked", [".", "one/two"])
+def test_a_link_beside_train_is_followed(tmp_path: Path, linked: str) -> None:
+    write_class_folder(tmp_path / "images/train", ["a", "b"], 1)
+    (tmp_path / "images/more").mkdir()
+    (tmp_path / "images/more/up").symlink_to(tmp_path / "images/more")  # which never ends
+    source = class_folders(tmp_path / "images")
+    source.load()
+    save_image(tmp_path / "elsewhere" / linked / "1.png", PIXELS)
+    (tmp_path / "images/val").symlink_to(tmp_path / "elsewhere")
+    refused(source.load, tmp_path / "images/val", "images beside train/ and test/ are not read")
 
 
 @pytest.mark.parametrize("images", ["val/a/1.png", "more/1.png", "val/more/a/1.png", "1.png"])

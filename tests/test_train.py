@@ -386,8 +386,13 @@ def test_fp16_on_a_cpu_is_refused(images, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_compiled_network_meets_the_batches_of_training_first(images, tmp_path, monkeypatch, process_as_it_was):
-    """Of which one that goes on in a validation has none: the size that is met first is taken to stay."""
+@pytest.mark.parametrize("sam", [0, 0.05])
+def test_a_compiled_network_meets_the_batches_of_training_first(
+    images, tmp_path, monkeypatch, process_as_it_was, sam
+):
+    """Of which one that goes on in a validation has none: the size that is met first is taken to stay. SAM's
+    second pass is another graph.
+    """
     sizes, compile_module = [], torch.nn.Module.compile
 
     def backend(graph, inputs):
@@ -396,8 +401,8 @@ def test_a_compiled_network_meets_the_batches_of_training_first(images, tmp_path
 
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend=backend))
     where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache"]
-    trainer = make_trainer(parse_config([*map(str, [*TINY, *where, "--compile", "true"])]))
-    assert 12 in sizes
+    trainer = make_trainer(parse_config([*map(str, [*TINY, *where, "--compile", "true", "--sam", sam])]))
+    assert sizes == [12] * (2 if sam else 1)
     assert trainer.progress.step == 0
     assert int(trainer.network.bn1.num_batches_tracked) == 0
     assert all(parameter.grad is None for parameter in trainer.network.parameters())

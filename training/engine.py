@@ -224,7 +224,7 @@ class Trainer:
         size = self.config.batch_size // (self.accelerator.num_processes * self.config.accumulation)
         images = blank_images(size, self.predictor.dtype, self.accelerator.device)
         with buffers_kept(self.network):
-            for kept in (nullcontext, nullcontext, self.sam.statistics_kept if self.sam else nullcontext):
+            for kept in [nullcontext] * 2 + ([self.sam.statistics_kept] if self.sam else []):
                 with kept():
                     self.model(images).sum().backward()
         self.optimizer.zero_grad()

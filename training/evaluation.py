@@ -171,9 +171,10 @@ def evaluate_run(
     predictor, about, weights = open_predictor(run)
     config = with_folders(recorded_config(about["config"], weights), about, data_dir, cache_dir)
     prepared, ids = images_of(config, split)
-    # An older file has no digest of the training images alone.
-    its_own = prepared.digest == about["data"] or prepared.train_digest == about.get("train_data")
-    if not its_own and (own_images or data_dir is None or split == "val"):
+    same = prepared.digest == about["data"]
+    if not own_images:  # test images may have changed; an older file has no digest of the training images alone
+        same = same or prepared.train_digest == about.get("train_data")
+    if not same and (own_images or data_dir is None or split == "val"):
         folder = config.source_folder
         raise InputError(f"{run}: trained on other images than those in {folder}; give --data-dir the right ones")
     if list(prepared.classes) != about["classes"]:

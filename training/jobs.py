@@ -80,16 +80,17 @@ def is_finished(run: Path, wanted: Config, whatever: Collection[str] = ()) -> bo
     whatever: fields in which it may differ from `wanted`.
 
     Raises:
-        InputError: it was trained with other settings than those wanted.
+        InputError: it was trained, or begun, with other settings than those wanted.
     """
-    if not (run / "summary.json").exists():
+    finished = (run / "summary.json").exists()
+    if not finished and not any((run / "checkpoints").glob("*.pt")):
         return False
     recorded = asdict(parse_config(["--recipe", str(run / "config.yaml")]))
     fields = wanted.result_fields()
     differing = [name for name in fields if recorded[name] != fields[name] and name not in whatever]
     if differing:
         raise InputError(f"{run}: trained with another {', '.join(differing)}; remove it or give another --out")
-    return True
+    return finished
 
 
 def read_summary(run: Path) -> dict[str, Any]:

@@ -108,9 +108,7 @@ def train_trial(trial: Trial, number: int, share: float, given: list[str], argum
     wanted = parse_config(flags)
     if is_finished(run, wanted):
         _require_the_same_images(run, wanted)
-    elif code := train(flags, arguments.processes):
-        if code == 2:  # of flags or images that are wrong, which says nothing of the trial
-            raise InputError(f"{run}: train.py has refused it, as told above")
+    elif train(flags, arguments.processes):
         return FAILED
     return float(read_summary(run)["val_accuracy"])
 
