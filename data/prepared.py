@@ -162,10 +162,7 @@ def _build(source: Source, signature: str, folder: Path) -> None:
             "train_digest": _digest_of({"classes": contents.classes, "arrays": train_digests}),
         }
         write_json(temporary / "meta.json", meta | {"sha256": _digest_of(meta)})
-        if folder.is_symlink() or folder.is_file():
-            folder.unlink()
-        elif folder.exists():
-            shutil.rmtree(folder)
+        _remove(folder)
         os.replace(temporary, folder)
         sync_folder(folder.parent)
     except OSError as error:  # a full disk: the temporary folder is gone when this is read
@@ -174,6 +171,18 @@ def _build(source: Source, signature: str, folder: Path) -> None:
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """A former cache, or what is in its place; OSError with its name."""
+    try:
+        if folder.is_symlink() or folder.is_file():
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        error.filename = str(folder)  # rmtree names no more than a file in it
+        raise
 
 
 def _write_arrays(contents: Contents, folder: Path) -> list[str]:

@@ -524,7 +524,7 @@ EVALUATIONS = [
     bad("evaluate: another class count", kaggle(LABELS, ["cat", "dog"]), EVALUATE + " --data-dir {here}/images",
         r"best\.safetensors: trained on other classes .*; give the right --data-dir"),
     bad("evaluate: other images", nothing, EVALUATE + " --split val --data-dir {here}/images",
-        "--split val: these are not the images .*; give its --data-dir"),
+        "tiny: trained on other images than those in .*images; give --data-dir the right ones"),
     bad("evaluate: damaged weights", file("runs/tiny/best.safetensors", b"\x08\0\0\0\0\0\0\0{}      "), EVALUATE,
         r"best\.safetensors: not a weights file of train\.py, or damaged"),
     bad("evaluate: a checkpoint", nothing, EVALUATE + "/checkpoints/step-00000022.pt",

@@ -431,17 +431,17 @@ def test_the_cost_of_determinism_is_compared_within_a_round():
 
 def test_copied_images_are_files_of_their_own_in_kaggles_layout(tmp_path):
     images = [save_image(tmp_path / f"{number}.png", image) for number, image in enumerate(random_images(3))]
-    prepare_benchmark.copy_images(images, 7, tmp_path / "copies")
+    prepare_benchmark.copy_images(images, 10, tmp_path / "copies")
     copies = [Path(path) for path in numbered_images(tmp_path / "copies/train").values()]
-    assert [path.name for path in copies] == [f"{number}.png" for number in range(1, 8)]
-    assert [path.read_bytes() for path in copies] == [images[number % 3].read_bytes() for number in range(7)]
+    assert [path.name for path in copies] == [f"{number}.png" for number in range(1, 11)]
+    assert [path.read_bytes() for path in copies] == [images[number % 3].read_bytes() for number in range(10)]
     assert all(path.stat().st_nlink == 1 and not path.is_symlink() for path in copies)
     for job in ("cache", "beton", "pil"):
         assert prepare_job.JOBS[job](tmp_path / "copies", tmp_path / "cache") > 0
     assert len(list((tmp_path / "cache").glob("*/images.beton"))) == 1
     prepare_job.to_cache(tmp_path / "copies", tmp_path / "cache")
     assert not list((tmp_path / "cache").glob("*/images.beton"))  # built anew, though it was there
-    assert len(prepare(find_source("cifar10", tmp_path / "copies"), tmp_path / "cache").labels) == 7
+    assert len(prepare(find_source("cifar10", tmp_path / "copies"), tmp_path / "cache").labels) == 10
 
 
 def test_jobs_are_started_with_the_flags_of_their_config():

@@ -204,8 +204,11 @@ def test_a_full_disk_is_told_by_the_file_and_leaves_the_former_one(
 
 @contextmanager
 def without_rights(folder: Path, but: Path | None = None) -> Iterator[None]:
-    """Make `folder` and all in it read-only, `but` open; root, who may write all the same, becomes nobody."""
-    paths = [folder, *folder.rglob("*")]
+    """Make `folder` and all in it read-only, `but` open; root, who may write all the same, becomes nobody.
+
+    Images stay as they are: a change would have them decoded anew.
+    """
+    paths = [folder, *(path for path in folder.rglob("*") if path.suffix != ".png")]
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in paths}
     for path in paths:
         path.chmod((0o777 if path == but else 0o555) if path.is_dir() else 0o444)

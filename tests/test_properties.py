@@ -178,7 +178,9 @@ def test_values_of_another_version_are_refused_with_their_file() -> None:
 # Tables of labels -------------------------------------------------------------------------------------------
 
 IDS = st.integers(0, 10**18 - 1)
-LABELS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
+LABELS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=12).filter(
+    lambda label: label == label.strip()
+)
 
 
 @many
@@ -192,8 +194,6 @@ LABELS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size
 def test_any_table_that_csv_writes_is_read_back(
     table: dict[int, str], quoting: int, end: str, mark: str, final_end: bool
 ) -> None:
-    # Python before 3.13 writes a line break that is not its line's end without the quotes that it needs.
-    assume(quoting != csv.QUOTE_MINIMAL or not any(set(label) & set("\r\n") for label in table.values()))
     written = io.StringIO(newline="")
     writer = csv.writer(written, quoting=quoting, lineterminator=end)  # type: ignore[arg-type]
     writer.writerow(["id", "label"])
