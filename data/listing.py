@@ -84,11 +84,12 @@ def images_below(root: Path, leave_out: Collection[str] = ()) -> Iterator[Path]:
     """
     seen = set()
     for place, folders, files in os.walk(root, followlinks=True):
-        named = leave_out if place == str(root) else ()
-        real = os.path.realpath(place)
-        known = real in seen  # by a link to a folder above
+        if (real := os.path.realpath(place)) in seen:  # by a link that leads back
+            folders.clear()
+            continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not (known or name in named or name.startswith(".")))
+        named = leave_out if place == str(root) else ()
+        folders[:] = sorted(name for name in folders if name not in named and not name.startswith("."))
         for name in sorted(files):
             if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
                 yield Path(place, name)

@@ -16,7 +16,7 @@ from data import shapes
 from data.decode import decode
 from data.errors import InputError
 from data.labels import label_table
-from data.listing import natural_order, numbered_images
+from data.listing import images_below, natural_order, numbered_images
 from data.sources import (
     BuiltInShapes,
     ClassFolders,
@@ -224,7 +224,7 @@ def test_a_class_without_labels_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("lost", "reason"),
-    [("train/more/13.png", "in a folder inside train/"), ("train/13.TIF", "of this kind are not")],
+    [("train/notes/13.png", "in a folder inside train/"), ("train/13.TIF", "of this kind are not")],
 )
 def test_an_image_that_kaggles_layout_has_no_place_for_is_refused(animals: Path, lost: str, reason: str) -> None:
     source = kaggle(animals)
@@ -370,13 +370,18 @@ def test_what_is_refused_is_noticed_where_there_is_a_cache(tmp_path: Path, lost:
 @pytest.mark.parametrize("linked", [".", "one/two"])
 def test_a_link_beside_train_is_followed(tmp_path: Path, linked: str) -> None:
     write_class_folder(tmp_path / "images/train", ["a", "b"], 1)
-    (tmp_path / "images/more").mkdir()
-    (tmp_path / "images/more/up").symlink_to(tmp_path / "images/more")  # which never ends
+    (tmp_path / "images/notes").mkdir()
     source = class_folders(tmp_path / "images")
     source.load()
     save_image(tmp_path / "elsewhere" / linked / "1.png", PIXELS)
     (tmp_path / "images/val").symlink_to(tmp_path / "elsewhere")
     refused(source.load, tmp_path / "images/val", "images beside train/ and test/ are not read")
+
+
+def test_links_that_lead_back_do_not_lead_on(tmp_path: Path) -> None:
+    image = save_image(tmp_path / "more" / "1.png", PIXELS)
+    (tmp_path / "more" / "up").symlink_to(tmp_path)
+    assert list(images_below(tmp_path)) == [image]
 
 
 @pytest.mark.parametrize("images", ["val/a/1.png", "more/1.png", "val/more/a/1.png", "1.png"])
