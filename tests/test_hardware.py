@@ -25,7 +25,7 @@ from training.hardware import choose_precision
         ("auto", None, False, "no"),
         ("auto", "no", True, "bf16"),  # what the launcher says also when it was told nothing
         ("auto", "fp16", True, "fp16"),
-        ("auto", "bf16", False, "bf16"),
+        ("auto", "bf16", True, "bf16"),
         ("no", "bf16", True, "no"),
         ("fp16", "bf16", True, "fp16"),
     ],
@@ -36,6 +36,16 @@ def test_precision(monkeypatch, wanted, launcher, has_bf16, expected):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
     monkeypatch.setattr(hardware, "has_bf16", lambda use_cpu: has_bf16)
     assert choose_precision(wanted, use_cpu=False) == expected
+
+
+@pytest.mark.parametrize("launcher", ["no", "bf16"])
+def test_bf16_on_a_gpu_without_it_is_refused_wherever_it_was_asked_for(monkeypatch, launcher):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    monkeypatch.setattr(hardware, "has_bf16", lambda use_cpu: False)
+    wanted = "bf16" if launcher == "no" else "auto"
+    with pytest.raises(InputError, match="--precision bf16: this GPU has no bf16"):
+        choose_precision(wanted, use_cpu=False)
+    assert choose_precision(wanted, use_cpu=True) == "bf16"
 
 
 def test_what_accelerate_config_says_of_the_training_does_not_count(monkeypatch, process_as_it_was):

@@ -186,3 +186,14 @@ def test_batchnorm_over_all_processes_keeps_its_statistics_too() -> None:
         assert not any(torch.equal(*pair) for pair in zip(model.buffers(), before, strict=True))
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_torchs_batchnorm_over_all_processes_tracks_on_and_is_put_back() -> None:
+    """On several GPUs it fails in bf16 where it is told to track nothing."""
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    sam, before = SAM(model, 0.1, adaptive=False), {name: value.clone() for name, value in model.named_buffers()}
+    with sam.statistics_kept():
+        model(torch.randn(4, 3, 32, 32))
+        assert model[1].track_running_stats
+        assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+    assert all(torch.equal(value, before[name]) for name, value in model.named_buffers())

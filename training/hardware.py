@@ -117,6 +117,8 @@ def choose_precision(wanted: str, use_cpu: bool) -> str:
         return "bf16" if has_bf16(use_cpu) else "no"
     if wanted == "fp16" and use_cpu:
         raise InputError("--precision fp16: the CPU does not train in fp16; use --precision bf16 or no")
+    if wanted == "bf16" and not use_cpu and not has_bf16(use_cpu):  # emulated it is slower than fp32
+        raise InputError("--precision bf16: this GPU has no bf16; use --precision fp16 or no")
     return wanted
 
 

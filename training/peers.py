@@ -17,6 +17,7 @@ _LOST = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused"),
     *("Timed out waiting", "wait timeout after", "Socket Timeout", "timed out connecting", "Application timeout"),
     *("recvValue failed", "ncclRemoteError", "remote process exited", "collective operation timeout"),
+    *("NCCL operation timed out", "NCCL operation failed", "NCCL communicator was aborted"),
 )
 """What gloo, NCCL and the store say when a process does not answer any more."""
 

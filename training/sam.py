@@ -34,7 +34,11 @@ class SAM:
         # Listed once: to walk the network takes tenths of a millisecond.
         self._parameters = list(network.parameters())
         norms = (module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-        self._tracking = [module for module in norms if module.track_running_stats]
+        tracking = [module for module in norms if module.track_running_stats]
+        # torch's, over all processes, fails in bf16 and fp16 where it is to track nothing (pytorch/pytorch#98332).
+        self._tracking = [module for module in tracking if not isinstance(module, nn.SyncBatchNorm)]
+        others = (module for module in tracking if isinstance(module, nn.SyncBatchNorm))
+        self._put_back = [buffer for module in others for buffer in module.buffers()]
         self._biases = {id(getattr(module, "bias", None)) for module in network.modules()}
 
     @contextmanager
@@ -59,6 +63,7 @@ class SAM:
     @contextmanager
     def statistics_kept(self) -> Iterator[None]:
         """Forward passes leave BatchNorm's running statistics alone."""
+        former = [buffer.clone() for buffer in self._put_back]
         for module in self._tracking:
             module.track_running_stats = False
         try:
@@ -66,6 +71,8 @@ class SAM:
         finally:
             for module in self._tracking:
                 module.track_running_stats = True
+            for buffer, value in zip(self._put_back, former, strict=True):
+                buffer.copy_(value)
 
     def _steps(self, parameters: list[Tensor]) -> list[Tensor]:
         """e, of each parameter's shape."""
