@@ -113,11 +113,12 @@ def describe(folder: Path) -> list[str]:
     file. Of all else that is not hidden, the name: it may be refused.
     """
 
-    def described(entry: "os.DirEntry[str]") -> str:
-        status = os.stat(entry.path)  # entry.stat() keeps its result: twice as slow for 50,000 images
-        return f"{entry.name}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}"
-
-    with readable(folder):
-        images = {entry.name: described(entry) for entry in image_entries(folder)}
-        others = [name for name in os.listdir(folder) if name not in images and not name.startswith(".")]
-        return sorted([*images.values(), *others])
+    found = []
+    with readable(folder), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.lower().endswith(IMAGE_SUFFIXES):
+                status = os.stat(entry.path)  # entry.stat() keeps its result: twice as slow for 50,000 images
+                found.append(f"{entry.name}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}")
+            elif not entry.name.startswith("."):
+                found.append(entry.name)
+    return sorted(found)
