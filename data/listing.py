@@ -14,6 +14,11 @@ from data.errors import InputError
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
+def is_image(name: str) -> bool:
+    """By its name; what is in it shows when it is decoded."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
 def natural_order(name: str) -> tuple[list[tuple[int, int | str]], str]:
     """Sort key under which 2.png comes before 10.png; 1.png and 01.png have an order, too."""
     # 18 digits: int() refuses thousands, which a label may have
@@ -57,7 +62,7 @@ def readable(place: Path) -> Iterator[None]:
 
 def image_entries(folder: Path) -> list["os.DirEntry[str]"]:
     with readable(folder), os.scandir(folder) as entries:
-        images = [entry for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)]
+        images = [entry for entry in entries if is_image(entry.name)]
         for entry in images:
             if entry.is_symlink():
                 entry.stat()  # a link to nothing would else be an image that is silently left out
@@ -91,17 +96,19 @@ def images_below(root: Path, leave_out: Collection[str] = ()) -> Iterator[Path]:
         named = leave_out if place == str(root) else ()
         folders[:] = sorted(name for name in folders if name not in named and not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."):
+            if is_image(name) and not name.startswith("."):
                 yield Path(place, name)
 
 
-def unread_images(folder: Path) -> Iterator[str]:
-    """Of images of other kinds in a folder, why they are refused."""
+def check_kinds(folder: Path) -> None:
+    """InputError for images in a folder that are of a kind which is not read."""
     unread = tuple(suffix for suffix in Image.registered_extensions() if suffix not in IMAGE_SUFFIXES)
     with readable(folder):
         for name in sorted(os.listdir(folder)):
             if name.lower().endswith(unread):
-                yield f"{folder / name}: images of this kind are not read; save it as PNG, or remove it"
+                raise InputError(
+                    f"{folder / name}: images of this kind are not read; save it as PNG, or remove it"
+                )
 
 
 def digest(parts: list[str]) -> str:
@@ -116,7 +123,7 @@ def describe(folder: Path) -> list[str]:
     found = []
     with readable(folder), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.lower().endswith(IMAGE_SUFFIXES):
+            if is_image(entry.name):
                 status = os.stat(entry.path)  # entry.stat() keeps its result: twice as slow for 50,000 images
                 found.append(f"{entry.name}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}")
             elif not entry.name.startswith("."):

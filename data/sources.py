@@ -24,6 +24,7 @@ from data.files import sha256_of
 from data.labels import label_table
 from data.listing import (
     IMAGE_SUFFIXES,
+    check_kinds,
     describe,
     digest,
     folders_in,
@@ -32,7 +33,6 @@ from data.listing import (
     natural_order,
     numbered_images,
     readable,
-    unread_images,
 )
 from data.spec import SPECS, DatasetSpec
 
@@ -88,13 +88,6 @@ class KaggleFolder:
     def recognises(folder: Path) -> bool:
         return (folder / "trainLabels.csv").is_file() and (folder / "train").is_dir()
 
-    def _refused(self) -> Iterator[str]:
-        """Why images would be left out in silence."""
-        for name, _ in self.splits:
-            for image in self._inside(name):
-                yield f"{image}: in a folder inside {name}/; move it to {self.folder / name}, or remove it"
-            yield from unread_images(self.folder / name)
-
     def _inside(self, name: str) -> Iterator[Path]:
         """Images in folders inside one of the two."""
         for inside in folders_in(self.folder / name):
@@ -110,8 +103,12 @@ class KaggleFolder:
         return digest(parts)
 
     def load(self) -> Contents:
-        for reason in self._refused():
-            raise InputError(reason)
+        for name, _ in self.splits:
+            for image in self._inside(name):
+                raise InputError(
+                    f"{image}: in a folder inside {name}/; move it to {self.folder / name}, or remove it"
+                )
+            check_kinds(self.folder / name)
         tables = {name: label_table(path) for name, path in self.splits}
         found = sorted(set(tables["train"]["label"]), key=natural_order)
         classes = self.spec.classes if self.spec else _two_or_more(self.folder, found)
@@ -185,16 +182,6 @@ class ClassFolders:
         names = {sub.name for sub in _class_folders(folder)}
         return bool(_class_folders(folder / "train") or names - {"train", "test"})
 
-    def _refused(self) -> Iterator[str]:
-        """Why a folder cannot be a class, or images would be left out in silence."""
-        for root in self.roots:
-            yield from _no_classes(root)
-        for image in self._beside():
-            yield (
-                f"{image}: images beside train/ and test/ are not read (validation images are split off train/); "
-                "move them there, or remove them"
-            )
-
     def _beside(self) -> Iterator[Path]:
         """Images beside train/ and test/, where there are these."""
         if self.roots != [self.folder]:
@@ -209,8 +196,13 @@ class ClassFolders:
         return digest(parts)
 
     def load(self) -> Contents:
-        for reason in self._refused():
-            raise InputError(reason)
+        for root in self.roots:
+            _check_class_folders(root)
+        for image in self._beside():
+            raise InputError(
+                f"{image}: images beside train/ and test/ are not read (validation images are split off train/); "
+                "move them there, or remove them"
+            )
         found = [sub.name for sub in _class_folders(self.roots[0])]
         classes = self.spec.classes if self.spec else _two_or_more(self.roots[0], found)
         train, *others = [self._split(root, classes) for root in self.roots]
@@ -236,21 +228,21 @@ def _class_folders(root: Path) -> list[Path]:
     return sorted((sub for sub in folders_in(root) if image_entries(sub)), key=lambda sub: natural_order(sub.name))
 
 
-def _no_classes(root: Path) -> Iterator[str]:
-    """Why what is in `root` cannot be a class, or has images that would be left out."""
+def _check_class_folders(root: Path) -> None:
+    """InputError for what cannot be a class, and for images that would be left out in silence."""
     for entry in image_entries(root):
-        yield f"{entry.path}: an image beside the classes' folders; move it into one, or remove it"
+        raise InputError(f"{entry.path}: an image beside the classes' folders; move it into one, or remove it")
     for folder in folders_in(root):
         try:
             folder.name.encode()
-        except UnicodeEncodeError:
-            yield f"{folder}: the class' name is not in UTF-8; give it another"
+        except UnicodeEncodeError as error:
+            raise InputError(f"{folder}: the class' name is not in UTF-8; give it another") from error
         if not image_entries(folder):
             kinds = ", ".join(IMAGE_SUFFIXES)
-            yield f"{folder}: no images ({kinds}) of this class; add some, or remove the folder"
+            raise InputError(f"{folder}: no images ({kinds}) of this class; add some, or remove the folder")
         for inside in folders_in(folder):
-            yield f"{inside}: a folder inside a class; move its images to {folder}, or remove it"
-        yield from unread_images(folder)
+            raise InputError(f"{inside}: a folder inside a class; move its images to {folder}, or remove it")
+        check_kinds(folder)
 
 
 class TorchvisionArchive:

@@ -203,8 +203,10 @@ def with_folders(config: Config, about: dict[str, Any], data_dir: Path | None, c
     """A run's config with the given folders; or its own, as they are called from anywhere, where they remain."""
 
     def chosen(name: str, given: Path | None) -> str:
+        if given is not None:
+            return str(given)
         recorded: str = about.get("folders", {}).get(name, "")
-        return str(given if given is not None else recorded if os.path.isdir(recorded) else getattr(config, name))
+        return recorded if os.path.isdir(recorded) else getattr(config, name)
 
     return replace(config, data_dir=chosen("data_dir", data_dir), cache_dir=chosen("cache_dir", cache_dir))
 

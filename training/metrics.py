@@ -76,9 +76,7 @@ class EvaluationMetrics:
         """
         with warnings.catch_warnings():  # with few images a process may have had none to update with
             warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-            warnings.filterwarnings(
-                "ignore", message=r"barrier\(\): using the device"
-            )  # NCCL's, to be told its GPU
+            warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # NCCL's
             loss, confusion, top5 = (metric.compute() for metric in (self.loss, self.confusion, self.top5))
         confusion = confusion.cpu()
         hits, count = float(confusion.diagonal().sum()), int(confusion.sum())
