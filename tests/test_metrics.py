@@ -8,6 +8,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from training.metrics import EvaluationMetrics, TrainingMetrics, f1_scores
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def predictions():
@@ -19,7 +21,7 @@ def predictions():
 
 def test_evaluation_equals_scikit_learn_for_uneven_batches(predictions):
     logits, labels = predictions
-    metrics = EvaluationMetrics(10, torch.device("cpu"))
+    metrics = EvaluationMetrics(10, CPU, everywhere=False)
     for part in torch.arange(257).split(100):  # 100, 100 and 57
         metrics.update(logits[part], labels[part])
     found = metrics.read()
@@ -35,7 +37,7 @@ def test_evaluation_equals_scikit_learn_for_uneven_batches(predictions):
 
 
 def test_the_memory_of_an_evaluation_does_not_grow_with_the_classes_squared_times_the_images():
-    metrics = EvaluationMetrics(300, torch.device("cpu"))
+    metrics = EvaluationMetrics(300, CPU, everywhere=False)
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     try:
@@ -49,7 +51,7 @@ def test_the_memory_of_an_evaluation_does_not_grow_with_the_classes_squared_time
 
 @pytest.mark.parametrize("logit", [float("inf"), float("nan")])
 def test_a_loss_that_is_not_finite_is_none_and_the_rest_is_counted(logit):
-    metrics = EvaluationMetrics(10, torch.device("cpu"))
+    metrics = EvaluationMetrics(10, CPU, everywhere=False)
     metrics.update(torch.eye(10).index_fill(0, torch.tensor([3]), logit), torch.arange(10))
     found = metrics.read()
     assert (found["loss"], found["accuracy"], found["count"]) == (None, 0.9, 10)
@@ -57,7 +59,7 @@ def test_a_loss_that_is_not_finite_is_none_and_the_rest_is_counted(logit):
 
 def test_macro_f1_counts_a_class_that_never_occurs_as_scikit_learn_does():
     labels, predicted = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 1, 1])
-    metrics = EvaluationMetrics(3, torch.device("cpu"))
+    metrics = EvaluationMetrics(3, CPU, everywhere=False)
     metrics.update(torch.nn.functional.one_hot(predicted, 3).float(), labels)
     expected = f1_score(labels, predicted, average="macro", labels=[0, 1, 2], zero_division=0)
     assert metrics.read()["macro_f1"] == pytest.approx(expected)

@@ -1,10 +1,10 @@
 """Metrics over all processes, each sample once. They stay on the device until they are read."""
 
-import warnings
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather
 from torch import Tensor
 
 
@@ -46,25 +46,18 @@ class EvaluationMetrics:
     """
 
     def __init__(self, num_classes: int, device: torch.device, everywhere: bool = True):
-        # Imported here: it takes longer than the first training steps, which need not wait for it.
-        from torchmetrics import SumMetric
-        from torchmetrics.classification import MulticlassAccuracy
-
-        from training.confusion import ConfusionMatrix
-
-        loss = SumMetric(nan_strategy="disable", sync_on_compute=everywhere)
-        self.loss = loss.set_dtype(torch.float64).to(device)
-        self.confusion = ConfusionMatrix(num_classes, sync_on_compute=everywhere).to(device)
-        top5 = MulticlassAccuracy(
-            num_classes, min(5, num_classes), average="micro", validate_args=False, sync_on_compute=everywhere
-        )
-        self.top5 = top5.to(device)
+        self.everywhere = everywhere
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.top5 = torch.zeros((), dtype=torch.int64, device=device)
+        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """logits float32 (n, classes); labels int64 (n,)."""
-        self.loss.update(torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
-        self.confusion.update(logits.argmax(1), labels)
-        self.top5.update(logits, labels)
+        num_classes = len(self.confusion)
+        self.loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        self.top5 += (logits.topk(min(5, num_classes)).indices == labels[:, None]).sum()
+        places = labels * num_classes + logits.argmax(1)
+        self.confusion.view(-1).index_add_(0, places, torch.ones_like(places))
 
     def read(self) -> dict[str, Any]:
         """The results; `confusion` is int64 (true class, predicted class), on the CPU.
@@ -74,21 +67,20 @@ class EvaluationMetrics:
         Micro F1 counts hits, false positives and false negatives over all classes; with one label and one
         prediction for each image it equals the accuracy.
         """
-        with warnings.catch_warnings():  # with few images a process may have had none to update with
-            warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-            warnings.filterwarnings("ignore", message=r"barrier\(\): using the device")  # NCCL's
-            loss, confusion, top5 = (metric.compute() for metric in (self.loss, self.confusion, self.top5))
-        confusion = confusion.cpu()
-        hits, count = float(confusion.diagonal().sum()), int(confusion.sum())
+        loss, top5, confusion = (self._total(own).cpu() for own in (self.loss, self.top5, self.confusion))
+        hits, count = int(confusion.diagonal().sum()), int(confusion.sum())
         return {
             "count": count,
             "loss": float(loss) / count if loss.isfinite() else None,
             "accuracy": hits / count,
-            "top5": float(top5),
+            "top5": int(top5) / count,
             "macro_f1": float(f1_scores(confusion).mean()),
             "micro_f1": 2 * hits / float(confusion.sum(1).sum() + confusion.sum(0).sum()),
             "confusion": confusion,
         }
+
+    def _total(self, own: Tensor) -> Tensor:
+        return gather(own[None]).sum(0) if self.everywhere else own
 
 
 def f1_scores(confusion: Tensor) -> Tensor:

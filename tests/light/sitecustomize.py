@@ -1,8 +1,7 @@
 """Python imports this when it starts, where this folder is on PYTHONPATH: what it runs then takes half the time.
 
-`resnet` builds networks of an eighth of the channels: what most tests look at is the same with them. torchmetrics
-does not import scipy.signal, of which it mends a name that nothing here uses. conftest.py sets PYTHONPATH for the
-processes that tests start.
+`resnet` builds networks of an eighth of the channels: what most tests look at is the same with them. conftest.py
+sets PYTHONPATH for the processes that tests start.
 """
 
 import importlib.machinery
@@ -31,5 +30,3 @@ class NarrowResNet:
 
 
 sys.meta_path.insert(0, NarrowResNet)
-sys.modules["scipy.signal"] = types.ModuleType("scipy.signal")
-sys.modules["scipy.signal"].hamming = None
