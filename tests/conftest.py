@@ -199,7 +199,7 @@ def train_here(images: Path, tmp_path: Path, process_as_it_was: None) -> Callabl
 def ffcv_loader() -> ModuleType:
     """data/ffcv_loader.py. Importing ffcv sets torch's threads to 1, for every test of the session."""
     threads = torch.get_num_threads()
-    pytest.importorskip("ffcv")
+    pytest.importorskip("data.ffcv_loader")
     from data import ffcv_loader
 
     torch.set_num_threads(threads)

@@ -331,7 +331,7 @@ def test_b1_augments_and_delivers_contiguous_fp32(prepared):
 
 def test_b2_shifts_and_normalizes(tmp_path):
     """Images of one colour each: at their middle, wherever they are shifted, they are as ours."""
-    pytest.importorskip("ffcv")
+    pytest.importorskip("data.ffcv_loader")
     images = np.repeat(np.repeat(random_images(41)[:, :1, :1], 32, axis=1), 32, axis=2)
     labels = np.arange(41) % 3
     plain = prepare(PixelSource(Split(images[:40], labels[:40]), Split(images[40:], labels[40:])), tmp_path)

@@ -45,7 +45,7 @@ def test_the_stream_is_that_of_the_cpu(images, tmp_path, monkeypatch):
 
 
 def test_both_loaders_train_to_the_same_bits(train_tiny):
-    pytest.importorskip("ffcv")
+    pytest.importorskip("data.ffcv_loader")
     digests = {
         summary(train_tiny(f"cuda-{kind}", "--loader", kind))["weights_sha256"] for kind in ("resident", "ffcv")
     }

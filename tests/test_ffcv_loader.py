@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 _threads = torch.get_num_threads()
-pytest.importorskip("ffcv")
+pytest.importorskip("data.ffcv_loader")
 torch.set_num_threads(_threads)  # importing ffcv sets it to 1, for every test of the session
 
 from ffcv.memory_managers import OSCacheManager  # noqa: E402
@@ -99,6 +99,14 @@ def assert_equal(batches: list[Batch], others: list[Batch]) -> None:
             assert tensor.shape == wanted.shape
             assert tensor.stride() == wanted.stride()
             assert torch.equal(tensor, wanted)
+
+
+def test_importing_it_compiles_nothing_and_leaves_numba_as_it_was():
+    code = "from numba.core.event import install_recorder\nwith install_recorder('numba:compile') as compiled:\n"
+    code += "    import data.ffcv_loader\nassert not compiled.buffer, compiled.buffer[0]\n"
+    code += "import numba.typed, numba.typed.typeddict as home\nassert numba.typed.Dict is home.Dict"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 # The same stream from both loaders --------------------------------------------------------------------------

@@ -25,7 +25,7 @@ if os.environ.get("ALL_CASES"):  # make test-faults
 @pytest.fixture(scope="module")
 def done(images, made_once):
     """The folder that N processes left, by N; they are started when it is first asked for."""
-    pytest.importorskip("ffcv")
+    pytest.importorskip("data.ffcv_loader")
 
     def leave(processes: int) -> Path:
         def run(folder: Path) -> None:

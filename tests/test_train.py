@@ -89,7 +89,7 @@ def test_another_seed_gives_other_bits(tiny_run, train_here):
 
 
 def test_both_loaders_train_to_the_same_bits(tiny_run, train_here):
-    pytest.importorskip("ffcv")
+    pytest.importorskip("data.ffcv_loader")
     other = train_here("run", "--loader", "ffcv", "--log-every", 1)
     assert summary(other)["loader"] == "ffcv"
     assert_same_run(other, tiny_run)

@@ -64,7 +64,7 @@ def start(arguments: list[object], kill: str | None = None) -> "subprocess.Compl
 
 
 def test_a_run_killed_many_times_ends_as_one_left_alone(images, tmp_path):
-    pytest.importorskip("ffcv")
+    pytest.importorskip("data.ffcv_loader")
     epochs = 2 + KILLS // 2
     flags = [*TINY, "--epochs", epochs, "--log-every", 1, "--checkpoint-every-steps", 3, "--data-dir", images]
     flags += ["--loader", "ffcv"]
