@@ -177,3 +177,13 @@ def test_processes_share_the_cores(monkeypatch):
     assert hardware.threads_per_process() == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
     assert hardware.threads_per_process() == 1
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_determinism_is_told_to_torch_and_to_its_compiler(process_as_it_was, deterministic):
+    hardware.set_determinism(deterministic, compiles=False)
+    assert torch.are_deterministic_algorithms_enabled() == deterministic
+    hardware.set_determinism(not deterministic, compiles=True)
+    assert (
+        torch.are_deterministic_algorithms_enabled() == torch._inductor.config.deterministic == (not deterministic)
+    )

@@ -8,7 +8,7 @@ import torch
 from data.errors import InputError
 from resnet import build_model
 from training.config import Config
-from training.optim import make_optimizer, parameter_groups, restore_optimizer, schedule_factor, set_lr
+from training.optim import make_optimizer, parameter_groups, restore_optimizer, schedule_factor, set_lr, uncompiled
 
 
 def factors(steps_per_epoch: int = 10, **fields) -> list[float]:
@@ -181,3 +181,30 @@ def test_the_largest_settings_that_are_allowed_are_numbers_to_the_optimizer(opti
     made.step()
     assert made.param_groups[-1]["lr"] == lr * factor
     assert len(made.state) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        (torch.optim.SGD, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+        (torch.optim.Adam, {"weight_decay": 0.1}),
+        (torch.optim.AdamW, {}),
+    ],
+)
+def test_without_its_decorators_an_optimizer_takes_the_same_steps(kind, settings):
+    states = []
+    for each in (kind, uncompiled(kind)):
+        weight = torch.nn.Parameter(torch.arange(4.0))
+        optimizer = each([weight], lr=0.1, **settings)
+        for _ in range(3):
+            optimizer.zero_grad()
+            weight.pow(3).sum().backward()
+            optimizer.step()
+            again = each([weight], lr=0.1, **settings)
+            again.load_state_dict(optimizer.state_dict())
+            optimizer = again
+        states.append((weight.detach(), optimizer.state_dict()["state"][0]))
+    (weight, state), (other, other_state) = states
+    assert torch.equal(weight, other)
+    assert state.keys() == other_state.keys()
+    assert all(torch.equal(state[name], other_state[name]) for name in state)

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,23 @@ def test_metrics_have_a_row_for_each_reading_and_each_epoch(tiny_run):
 
 def test_the_same_command_gives_the_same_bits(tiny_run, train_tiny):
     assert_same_run(train_tiny("again", "--log-every", 1), tiny_run)
+
+
+def test_nobody_waits_for_torch_compile_who_does_not_want_it(images, tmp_path):
+    where = [
+        "--data-dir",
+        images,
+        "--runs-dir",
+        tmp_path,
+        "--cache-dir",
+        images.with_name("cache"),
+        "--name",
+        "run",
+    ]
+    flags = ["train.py", *TINY, *where, "--epochs", 1, "--optimizer", "adam", "--ema", 0.9]
+    code = f"import sys, train\nsys.argv = {list(map(str, flags))}\ntrain.main()\nprint('torch._dynamo' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout.splitlines()[-1] == "False", ended.stderr
 
 
 def test_another_seed_gives_other_bits(tiny_run, train_here):

@@ -53,7 +53,7 @@ def make_accelerator(config: Config) -> Accelerator:
         # For Accelerate, which would otherwise choose for torchrun's processes, by the machine's cores.
         os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process()))
         keep_freed_memory()
-    set_determinism(config.deterministic)
+    set_determinism(config.deterministic, config.compile)
     precision = choose_precision(config.precision, use_cpu)
     timeout = timedelta(seconds=config.peer_timeout)
     _choose_network()
@@ -164,9 +164,15 @@ def keep_freed_memory() -> None:
         ctypes.CDLL(None).mallopt(mmap_threshold, 2**30)
 
 
-def set_determinism(deterministic: bool) -> None:
-    """The same bits again, or the fastest algorithms."""
-    torch.use_deterministic_algorithms(deterministic)
+def set_determinism(deterministic: bool, compiles: bool) -> None:
+    """The same bits again, or the fastest algorithms.
+
+    compiles: torch.compile is told, too, for which torch imports it.
+    """
+    if compiles:
+        torch.use_deterministic_algorithms(deterministic)
+    else:
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:

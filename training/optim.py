@@ -1,5 +1,6 @@
 """Optimizers, and the learning rate as a function of the step."""
 
+import inspect
 import math
 from typing import Any
 
@@ -8,6 +9,17 @@ from torch import nn
 
 from data.errors import InputError
 from training.config import Config
+
+
+def uncompiled(kind: type[torch.optim.Optimizer]) -> type[Any]:
+    """`kind` without the decorators that keep torch.compile out of it: they import all of it, in two seconds."""
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict", "step")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    methods["step"] = torch.no_grad()(methods["step"])  # as one of the decorators does
+    return type(kind.__name__, (kind,), methods)
+
+
+SGD, Adam, AdamW = map(uncompiled, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW))
 
 
 def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
@@ -39,8 +51,8 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     ]
     if config.optimizer in ("sgd", "nesterov"):
         nesterov = config.optimizer == "nesterov"
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
-    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+        return SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=nesterov)
+    kind = Adam if config.optimizer == "adam" else AdamW
     # On a GPU its own kernel: without it, the counts of steps are kept on the CPU, one by one. (SGD's would begin
     # with momentum out of uninitialised memory where fp16's first gradients overflow.)
     return kind(groups, lr=config.lr, fused=True if next(model.parameters()).is_cuda else None)
