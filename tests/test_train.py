@@ -86,18 +86,10 @@ def test_the_same_command_gives_the_same_bits(tiny_run, train_tiny):
 
 
 def test_nobody_waits_for_torch_compile_who_does_not_want_it(images, tmp_path):
-    where = [
-        "--data-dir",
-        images,
-        "--runs-dir",
-        tmp_path,
-        "--cache-dir",
-        images.with_name("cache"),
-        "--name",
-        "run",
-    ]
-    flags = ["train.py", *TINY, *where, "--epochs", 1, "--optimizer", "adam", "--ema", 0.9]
-    code = f"import sys, train\nsys.argv = {list(map(str, flags))}\ntrain.main()\nprint('torch._dynamo' in sys.modules)"
+    where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", images.with_name("cache")]
+    flags = [*TINY, *where, "--name", "run", "--epochs", 1, "--optimizer", "adam", "--ema", 0.9]
+    code = f"import sys, train; sys.argv[1:] = {[*map(str, flags)]}; train.main()"
+    code += "; print('torch._dynamo' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ended.stdout.splitlines()[-1] == "False", ended.stderr
 
