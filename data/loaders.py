@@ -61,7 +61,7 @@ def make_loader(choice: str, prepared: Prepared, device: torch.device, workers: 
         return ResidentLoader(prepared, device), ""
     threads = torch.get_num_threads()
     try:
-        from data.ffcv_loader import FFCVLoader  # seconds to import, and on Linux only
+        from data.ffcv_loader import FFCVLoader  # a second to import, and on Linux only
     except ImportError as error:
         reason = " ".join(str(error).split())
         if choice == "ffcv":

@@ -48,7 +48,7 @@ from data.errors import InputError
 from data.listing import numbered_images
 from data.prepared import Prepared, prepare
 from data.sources import Split, find_source
-from tests.conftest import ROOT, call_main
+from tests.conftest import ROOT, call_main, import_ffcv_loader
 from tests.images import PixelSource, prepared_pixels, random_images, save_image
 from training.config import Config, parse_config
 from training.engine import Trainer, initial_model, open_prepared
@@ -331,7 +331,7 @@ def test_b1_augments_and_delivers_contiguous_fp32(prepared):
 
 def test_b2_shifts_and_normalizes(tmp_path):
     """Images of one colour each: at their middle, wherever they are shifted, they are as ours."""
-    pytest.importorskip("data.ffcv_loader")
+    import_ffcv_loader()
     images = np.repeat(np.repeat(random_images(41)[:, :1, :1], 32, axis=1), 32, axis=2)
     labels = np.arange(41) % 3
     plain = prepare(PixelSource(Split(images[:40], labels[:40]), Split(images[40:], labels[40:])), tmp_path)

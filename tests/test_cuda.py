@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from resnet import build_model
-from tests.conftest import TINY, run_script
+from tests.conftest import TINY, import_ffcv_loader, run_script
 from tests.ranks_job import AUGMENTED, TECHNIQUES
 from tests.test_train import summary
 from training.config import as_flags
@@ -45,7 +45,7 @@ def test_the_stream_is_that_of_the_cpu(images, tmp_path, monkeypatch):
 
 
 def test_both_loaders_train_to_the_same_bits(train_tiny):
-    pytest.importorskip("data.ffcv_loader")
+    import_ffcv_loader()
     digests = {
         summary(train_tiny(f"cuda-{kind}", "--loader", kind))["weights_sha256"] for kind in ("resident", "ffcv")
     }

@@ -18,18 +18,16 @@ import pytest
 import torch
 from torch import Tensor
 
-_threads = torch.get_num_threads()
-pytest.importorskip("data.ffcv_loader")
-torch.set_num_threads(_threads)  # importing ffcv sets it to 1, for every test of the session
+from tests.conftest import ROOT, import_ffcv_loader
+
+ffcv_loader = import_ffcv_loader()
 
 from ffcv.memory_managers import OSCacheManager  # noqa: E402
 
-from data import ffcv_loader  # noqa: E402
 from data.ffcv_loader import FFCVLoader, whole_beton  # noqa: E402
 from data.loaders import Batch, make_loader  # noqa: E402
 from data.prepared import Prepared  # noqa: E402
 from data.resident_loader import ResidentLoader  # noqa: E402
-from tests.conftest import ROOT  # noqa: E402
 from tests.images import prepared_pixels, random_images  # noqa: E402
 
 CPU = torch.device("cpu")

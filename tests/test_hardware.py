@@ -179,10 +179,11 @@ def test_processes_share_the_cores(monkeypatch):
     assert hardware.threads_per_process() == 1
 
 
-@pytest.mark.parametrize("deterministic", [True, False])
-def test_determinism_is_told_to_torch_and_to_its_compiler(process_as_it_was, deterministic):
-    hardware.set_determinism(deterministic, compiles=False)
-    assert torch.are_deterministic_algorithms_enabled() == deterministic
-    hardware.set_determinism(not deterministic, compiles=True)
-    assert torch.are_deterministic_algorithms_enabled() == (not deterministic)
-    assert torch._inductor.config.deterministic == (not deterministic)
+def test_determinism_is_told_to_torch_and_its_compiler(process_as_it_was):
+    for deterministic in (True, False):
+        hardware.set_determinism(deterministic, compiles=False)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+    for deterministic in (True, False):
+        hardware.set_determinism(deterministic, compiles=True)
+        assert torch.are_deterministic_algorithms_enabled() == deterministic
+        assert torch._inductor.config.deterministic == deterministic

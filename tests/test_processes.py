@@ -50,6 +50,7 @@ def test_evaluation_counts_each_image_once_on_any_number_of_processes(pair, thre
         assert alone["macro_f1"] == pytest.approx(trained["val_macro_f1"])
         best = next(row for row in rows(run, "epoch") if row["epoch"] == trained["best_epoch"])
         assert alone["loss"] == pytest.approx(best["val_loss"], rel=1e-5)
+        assert alone["top5"] == best["val_top5"]
 
 
 @pytest.mark.parametrize("processes", [2, 3])

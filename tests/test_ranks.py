@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from resnet import build_model
-from tests.conftest import ROOT, command, run_script
+from tests.conftest import ROOT, command, import_ffcv_loader, run_script
 from tests.ranks_job import RESUMED
 from tests.test_train import assert_same_run, rows, summary
 
@@ -25,7 +25,7 @@ if os.environ.get("ALL_CASES"):  # make test-faults
 @pytest.fixture(scope="module")
 def done(images, made_once):
     """The folder that N processes left, by N; they are started when it is first asked for."""
-    pytest.importorskip("data.ffcv_loader")
+    import_ffcv_loader()
 
     def leave(processes: int) -> Path:
         def run(folder: Path) -> None:

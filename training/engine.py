@@ -180,7 +180,7 @@ class Trainer:
         if config.compile:
             model.compile()  # in place: names in the state dict stay, and DDP wraps the compiled network
         self.optimizer = make_optimizer(config, model)  # as it is: Accelerate's wrapper takes 0.2 ms a step
-        self.network = model  # `model` without DDP
+        self.network = model  # self.model without DDP
         # A launcher's only process gets no DDP, which has nothing to do there, and does not go into a CUDA graph.
         self.model: nn.Module = accelerator.prepare_model(model, evaluation_mode=accelerator.num_processes == 1)
         self.sam = SAM(self.network, config.sam, config.sam_adaptive) if config.sam else None

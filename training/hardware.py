@@ -167,7 +167,7 @@ def keep_freed_memory() -> None:
 def set_determinism(deterministic: bool, compiles: bool) -> None:
     """The same bits again, or the fastest algorithms.
 
-    compiles: torch.compile is told, too, for which torch imports it.
+    compiles: whether a network is to be compiled. torch.compile is told then, too, for which torch imports it.
     """
     if compiles:
         torch.use_deterministic_algorithms(deterministic)

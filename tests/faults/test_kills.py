@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from tests.conftest import ROOT, TINY, command, run_script
+from tests.conftest import ROOT, TINY, command, import_ffcv_loader, run_script
 from tests.jobs import kill_job, nobodys_shared_memory, processes_of
 from tests.test_train import assert_same_run
 
@@ -64,7 +64,7 @@ def start(arguments: list[object], kill: str | None = None) -> "subprocess.Compl
 
 
 def test_a_run_killed_many_times_ends_as_one_left_alone(images, tmp_path):
-    pytest.importorskip("data.ffcv_loader")
+    import_ffcv_loader()
     epochs = 2 + KILLS // 2
     flags = [*TINY, "--epochs", epochs, "--log-every", 1, "--checkpoint-every-steps", 3, "--data-dir", images]
     flags += ["--loader", "ffcv"]
