@@ -209,7 +209,7 @@ def test_a_finished_run_keeps_its_config(train_here, tiny_run, tmp_path, capsys)
     """Unless it is damaged."""
     run = shutil.copytree(tiny_run, tmp_path / "run")
     for name in ("config.yaml", "config.yaml.sha256"):
-        assert (train_here("run", "--log-every", 7, "--workers", 1) / name).read_bytes() == (
+        assert (train_here("run", "--log-every", 7, "--workers", 2) / name).read_bytes() == (
             tiny_run / name
         ).read_bytes()
     (run / "config.yaml").write_text("lr: 3\n")
