@@ -46,7 +46,7 @@ class Config:
     loader: Literal["auto", "ffcv", "resident"] = "auto"
     """ffcv reads a .beton file, resident keeps all images on the device; auto: ffcv where installed."""
     workers: int = 1
-    """FFCV's threads in each process: one delivers what two do, and starts a second sooner. 0: one for each core
+    """FFCV's threads in each process: one delivers what two do, and starts sooner. 0: one for each core
     that this process may use, shared among the machine's processes."""
 
     subset: float = 1.0
