@@ -56,6 +56,7 @@ class EvaluationMetrics:
         num_classes = len(self.confusion)
         self.loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         self.top5 += (logits.topk(min(5, num_classes)).indices == labels[:, None]).sum()
+        # Not bincount, for which the CPU would wait for the device to tell the largest place.
         places = labels * num_classes + logits.argmax(1)
         self.confusion.view(-1).index_add_(0, places, torch.ones_like(places))
 
