@@ -25,19 +25,23 @@ from data.files import read_json, sha256_of, write_json, written_atomically
 from data.loaders import Batch, ids_on_device
 from data.prepared import Prepared, cache_lock
 
-# FFCV keeps two numbers in a numba.typed.Dict, for which numba compiles for seconds as soon as FFCV is imported.
-with patch.object(numba.typed, "Dict", dict):
-    import ffcv.loader.loader
-    from ffcv.fields import IntField, RGBImageField
-    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
-    from ffcv.libffcv import memcpy
-    from ffcv.loader import Loader as FFCVReader
-    from ffcv.loader.epoch_iterator import EpochIterator
-    from ffcv.memory_allocator import MemoryAllocator
-    from ffcv.memory_managers import OSCacheManager
-    from ffcv.pipeline.compiler import Compiler
-    from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
-    from ffcv.writer import DatasetWriter
+_threads = torch.get_num_threads()
+try:
+    # FFCV keeps two numbers in a numba.typed.Dict, for which numba compiles for seconds as soon as it is imported.
+    with patch.object(numba.typed, "Dict", dict):
+        import ffcv.loader.loader
+        from ffcv.fields import IntField, RGBImageField
+        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+        from ffcv.libffcv import memcpy
+        from ffcv.loader import Loader as FFCVReader
+        from ffcv.loader.epoch_iterator import EpochIterator
+        from ffcv.memory_allocator import MemoryAllocator
+        from ffcv.memory_managers import OSCacheManager
+        from ffcv.pipeline.compiler import Compiler
+        from ffcv.transforms import Squeeze, ToTensor, ToTorchImage
+        from ffcv.writer import DatasetWriter
+finally:
+    torch.set_num_threads(_threads)  # importing ffcv sets it to 1
 
 
 class FFCVLoader:

@@ -59,7 +59,6 @@ def make_loader(choice: str, prepared: Prepared, device: torch.device, workers: 
 
     if choice == "resident":
         return ResidentLoader(prepared, device), ""
-    threads = torch.get_num_threads()
     try:
         from data.ffcv_loader import FFCVLoader  # a second to import, and on Linux only
     except ImportError as error:
@@ -68,6 +67,4 @@ def make_loader(choice: str, prepared: Prepared, device: torch.device, workers: 
             advice = "run make setup on Linux, or use --loader resident"
             raise InputError(f"--loader ffcv: {reason}; {advice}") from error
         return ResidentLoader(prepared, device), f"no ffcv ({reason}): using the resident loader"
-    finally:
-        torch.set_num_threads(threads)  # importing ffcv sets it to 1
     return FFCVLoader(prepared, device, workers), ""

@@ -200,10 +200,8 @@ def import_ffcv_loader() -> ModuleType:
     """data/ffcv_loader.py. Without FFCV the test is skipped; that another module is missing fails it."""
     if find_spec("ffcv") is None:
         pytest.skip("FFCV is not installed", allow_module_level=True)
-    threads = torch.get_num_threads()
     from data import ffcv_loader
 
-    torch.set_num_threads(threads)  # importing ffcv sets it to 1, for every test of the session
     return ffcv_loader
 
 
