@@ -58,15 +58,13 @@ def check_against_sample(folder: Path, ids: list[int]) -> set[str]:
     """
     for sample in (folder / "sampleSubmission.csv", folder.resolve().parent / "sampleSubmission.csv"):
         if sample.is_file():
-            labels = label_table(sample)["label"]
-            expected = set(labels.index)
-            if missing := sorted(expected - set(ids)):
-                raise InputError(
-                    f"{folder}: no image for id {missing[0]} of {sample} ({len(missing)} missing in all)"
-                )
-            if extra := sorted(set(ids) - expected):
-                raise InputError(f"{folder}: image {extra[0]} is not in {sample} ({len(extra)} such in all)")
-            return set(labels)
+            labels = label_table(sample)
+            if missing := labels.keys() - set(ids):
+                number = min(missing)
+                raise InputError(f"{folder}: no image for id {number} of {sample} ({len(missing)} missing in all)")
+            if extra := set(ids) - labels.keys():
+                raise InputError(f"{folder}: image {min(extra)} is not in {sample} ({len(extra)} such in all)")
+            return {label.name for label in labels.values()}
     return set()
 
 

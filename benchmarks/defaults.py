@@ -6,15 +6,20 @@
 - "SGD": the optimizer's step alone, parameter by parameter, all at once (foreach), or with its fused kernel;
 - "images augmented together": those of 1, 4 or 16 steps; images/s of the stream alone;
 - "freed memory" (on a CPU), in steps of the network and of reading and augmenting images alone: kept for the next
-  tensors, or returned to the system as glibc does by itself.
+  tensors, or returned to the system as glibc does by itself;
+- "maps of four pixels at most" (on a CPU, in fp32), in steps of the network with two stems: convolved by one
+  product of matrices over all images, or by torch's convolution.
 """
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 
+import resnet.resnet
 from benchmarks.common import Row, base_config, default_device, endless, make_parser, run
 from benchmarks.loops import make_trainer, our_steps, time_steps
 from benchmarks.memory_format import open_network
@@ -32,6 +37,7 @@ EVALUATION_BATCHES = (125, 500, 2000)
 SGD = {"one by one": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
 STEPS_AT_ONCE = (1, 4, 16)
 FREED_MEMORY = {"kept": True, "returned": False}
+SMALL_MAPS = {"product of matrices": True, "convolution": False}
 
 
 def open_reading(config: Config, every: int) -> Callable[[int], dict[str, float]]:
@@ -106,6 +112,12 @@ def open_memory_of_images(config: Config, kept: bool) -> Callable[[int], dict[st
     return lambda count: {"images/s": 16 * count * size / time_steps(batches, 16 * count, device)}
 
 
+def open_small_maps(stem: Any, config: Config, by_product: bool) -> Callable[[int], dict[str, float]]:
+    keep_freed_memory()
+    resnet.resnet._AVX2_ALONE = by_product
+    return open_network(replace(config, stem=stem, precision="no"), "channels_last")
+
+
 def benchmark(arguments: Namespace) -> list[Row]:
     on_gpu, batch_size = arguments.device == "cuda", 16 if arguments.quick else 128
     precision = choose_precision("auto", use_cpu=not on_gpu)
@@ -120,6 +132,10 @@ def benchmark(arguments: Namespace) -> list[Row]:
     if not on_gpu:
         alternatives.append(("freed memory, network", open_memory, FREED_MEMORY))
         alternatives.append(("freed memory, images", open_memory_of_images, FREED_MEMORY))
+        alternatives += [
+            (f"maps of four pixels at most, {stem}", partial(open_small_maps, stem), SMALL_MAPS)
+            for stem in ("imagenet", "cifar-pool")
+        ]
     openings = [
         ({"default": default, "value": name}, (opener, config, value))
         for default, opener, values in alternatives

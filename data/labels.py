@@ -3,24 +3,27 @@
 import csv
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 from data.errors import InputError
 
-if TYPE_CHECKING:
-    import pandas as pd
+
+class Label(NamedTuple):
+    """A class as the table writes it, and the row of the file that it ends in, as an editor counts lines."""
+
+    name: str
+    row: int
 
 
-def label_table(path: Path) -> "pd.DataFrame":
-    """The columns label and row (that it ends in, counted as an editor counts lines), by id; labels as written.
+def label_table(path: Path) -> dict[int, Label]:
+    """The labels by id, in the order of the table.
 
     A byte order mark, CRLF line ends, quoted fields and empty lines are accepted.
 
     Raises:
         InputError: with the row.
     """
-    labels: dict[int, str] = {}
-    rows: dict[int, int] = {}
+    labels: dict[int, Label] = {}
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -36,7 +39,7 @@ def label_table(path: Path) -> "pd.DataFrame":
                 number = _checked_id(where, row)
                 if number in labels:
                     raise InputError(f"{where}: the id {number} occurs twice; remove one of its rows")
-                labels[number], rows[number] = row[1], reader.line_num
+                labels[number] = Label(row[1], reader.line_num)
     except csv.Error as error:
         raise InputError(
             f"{path}, row {reader.line_num}: cannot be read as CSV: {error}; expected id,label"
@@ -46,10 +49,7 @@ def label_table(path: Path) -> "pd.DataFrame":
         raise InputError(f"{path}: cannot be read as CSV: {reason}; expected text in UTF-8") from error
     if not labels:
         raise InputError(f"{path}: no rows after the header; expected an id and a label in each")
-    import pandas as pd  # here: half a second, which a start from the cache does not need
-
-    index = pd.Index(list(labels), dtype="int64", name="id")
-    return pd.DataFrame({"label": list(labels.values()), "row": list(rows.values())}, index=index)
+    return labels
 
 
 def _checked_id(where: str, row: list[str]) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from filelock import FileLock
 
 from data.errors import InputError
 from data.files import sha256_of
-from data.labels import label_table
+from data.labels import Label, label_table
 from data.listing import (
     IMAGE_SUFFIXES,
     check_kinds,
@@ -35,9 +35,6 @@ from data.listing import (
     readable,
 )
 from data.spec import SPECS, DatasetSpec
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass
@@ -110,7 +107,7 @@ class KaggleFolder:
                 )
             check_kinds(self.folder / name)
         tables = {name: label_table(path) for name, path in self.splits}
-        found = sorted(set(tables["train"]["label"]), key=natural_order)
+        found = sorted({label.name for label in tables["train"].values()}, key=natural_order)
         classes = self.spec.classes if self.spec else _two_or_more(self.folder, found)
         splits = {name: self._split(name, path, tables[name], classes) for name, path in self.splits}
         train, test = splits["train"], splits.get("test", Split())
@@ -118,23 +115,21 @@ class KaggleFolder:
         _check_classes_of_test(train, test, classes, self.folder / "testLabels.csv")
         return Contents(classes, train, test, self.spec)
 
-    def _split(self, name: str, path: Path, table: "pd.DataFrame", classes: tuple[str, ...]) -> Split:
+    def _split(self, name: str, path: Path, table: dict[int, Label], classes: tuple[str, ...]) -> Split:
         images = numbered_images(self.folder / name)
-        unlabelled = sorted(images.keys() - set(table.index))
-        if unlabelled:
-            number = unlabelled[0]
+        if unlabelled := images.keys() - table.keys():
+            number = min(unlabelled)
             raise InputError(f"{images[number]}: no row with id {number} in {path}; add it, or remove the image")
-        missing = table.index.difference(list(images))
-        if len(missing):
-            where = f"{path}, row {table['row'][missing[0]]}"
-            folder = self.folder / name
-            raise InputError(f"{where}: id {missing[0]} has no image in {folder}; add it, or remove the row")
-        codes = table["label"].map({name: code for code, name in enumerate(classes)})
-        unknown = table[codes.isna()]
-        if len(unknown):
-            label, row = unknown.iloc[0]
-            raise InputError(f"{path}, row {row}: unknown class {label!r}; {_known(classes)}")
-        return Split(list(images.values()), codes.loc[list(images)].to_numpy(np.int64))
+        if missing := table.keys() - images.keys():
+            number = min(missing)
+            where, folder = f"{path}, row {table[number].row}", self.folder / name
+            raise InputError(f"{where}: id {number} has no image in {folder}; add it, or remove the row")
+        codes = {name: code for code, name in enumerate(classes)}
+        for label in table.values():
+            if label.name not in codes:
+                raise InputError(f"{path}, row {label.row}: unknown class {label.name!r}; {_known(classes)}")
+        labels = [codes[table[number].name] for number in images]
+        return Split(list(images.values()), np.array(labels, dtype=np.int64))
 
 
 def _two_or_more(folder: Path, classes: list[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from resnet import INITS, MODELS, STEMS, build_model, load_pretrained
+from resnet.resnet import Conv3x3
 
 pytestmark = pytest.mark.usefixtures("full_width")
 
@@ -152,13 +153,61 @@ def test_every_parameter_has_a_gradient(stem: str) -> None:
 
 
 @pytest.mark.parametrize("stem", ["cifar", "keras"])
-def test_compiles_to_one_graph(stem: str) -> None:
+@pytest.mark.parametrize("avx2_alone", [True, False])
+def test_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch, stem: str, avx2_alone: bool) -> None:
     """Tracing alone, which is where a graph would break; generating code for it would take minutes here."""
+    monkeypatch.setattr("resnet.resnet._AVX2_ALONE", avx2_alone)
     model = build_model("resnet18", 10, stem).eval()
     images = torch.randn(2, 3, 16, 16)
-    with torch.no_grad():
-        logits = torch.compile(model, backend="eager", fullgraph=True)(images)
-        torch.testing.assert_close(logits, model(images))
+    logits = torch.compile(model, backend="eager", fullgraph=True)(images)
+    torch.testing.assert_close(logits, model(images))
+
+
+# Small maps on a CPU with AVX2 ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width", "stride"), [(1, 1, 1), (2, 2, 1), (1, 4, 1), (2, 2, 2), (3, 4, 2)])
+def test_small_maps_are_convolved_by_a_product_of_matrices(
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int, stride: int
+) -> None:
+    monkeypatch.setattr("resnet.resnet._AVX2_ALONE", True)
+    convolution = Conv3x3(5, 6, stride, bias=True).to(memory_format=torch.channels_last)
+    images = torch.randn(3, 5, height, width).to(memory_format=torch.channels_last).requires_grad_()
+    inputs = [images, convolution.weight, convolution.bias]
+    found = convolution(images)
+    expected = nn.functional.conv2d(*inputs, stride=stride, padding=1)
+    assert not is_of_convolution(found)
+    assert is_of_convolution(expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected)
+    downstream = torch.randn_like(found)
+    gradients = (torch.autograd.grad(out, inputs, downstream) for out in (found, expected))
+    for pair in zip(*gradients, strict=True):
+        torch.testing.assert_close(*pair)
+
+
+def is_of_convolution(out: Tensor) -> bool:
+    return out.grad_fn is not None and out.grad_fn.name().startswith("ConvolutionBackward")
+
+
+@pytest.mark.parametrize(
+    ("avx2_alone", "side", "dtype", "training"),
+    [
+        (False, 2, torch.float32, True),
+        (True, 3, torch.float32, True),
+        (True, 2, torch.bfloat16, True),
+        (True, 2, torch.float32, False),
+    ],
+    ids=["another processor", "a larger map", "bf16", "evaluation"],
+)
+def test_other_maps_are_convolved_as_torch_does(
+    monkeypatch: pytest.MonkeyPatch, avx2_alone: bool, side: int, dtype: torch.dtype, training: bool
+) -> None:
+    monkeypatch.setattr("resnet.resnet._AVX2_ALONE", avx2_alone)
+    monkeypatch.setattr("torch.nn.functional.unfold", None)  # what the product of matrices begins with
+    convolution = Conv3x3(5, 6, 1, bias=True).to(dtype)
+    with torch.set_grad_enabled(training):
+        assert convolution(torch.randn(3, 5, side, side, dtype=dtype)).shape == (3, 6, side, side)
 
 
 # torchvision's equals ---------------------------------------------------------------------------------------
