@@ -2,6 +2,7 @@
 
 import csv
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,11 +36,12 @@ def label_table(path: Path) -> dict[int, Label]:
                 found = " ".join(",".join(header).split())
                 raise InputError(f"{path}: the header is {found[:200]}; expected id,label")
             for row in fields:
-                where = f"{path}, row {reader.line_num}"
-                number = _checked_id(where, row)
-                if number in labels:
-                    raise InputError(f"{where}: the id {number} occurs twice; remove one of its rows")
-                labels[number] = Label(row[1], reader.line_num)
+                mistake = _mistake(row)
+                if not mistake and int(row[0]) in labels:
+                    mistake = f"the id {int(row[0])} occurs twice; remove one of its rows"
+                if mistake:
+                    raise InputError(f"{path}, row {reader.line_num}: {mistake}")
+                labels[int(row[0])] = Label(row[1], reader.line_num)
     except csv.Error as error:
         raise InputError(
             f"{path}, row {reader.line_num}: cannot be read as CSV: {error}; expected id,label"
@@ -52,16 +54,19 @@ def label_table(path: Path) -> dict[int, Label]:
     return labels
 
 
-def _checked_id(where: str, row: list[str]) -> int:
-    """The id of a row of id and label."""
+def _mistake(row: list[str]) -> str:
+    """What is wrong with the fields of a row, and what to do; "" if they are an id and a label."""
     if len(row) > 2:
-        raise InputError(f"{where}: cannot be read as CSV: {len(row)} fields; expected id,label")
+        return f"cannot be read as CSV: {len(row)} fields; expected id,label"
     if not re.fullmatch("[0-9]{1,18}", row[0]):
-        raise InputError(f"{where}: the id {row[0][:40]!r} is not a number; expected a number and a label")
+        return f"the id {row[0][:40]!r} is not a number; expected a number and a label"
     if len(row) < 2 or not row[1]:
-        raise InputError(f"{where}: no label; add it, or remove the row and its image")
-    if row[1] != row[1].strip() or re.search("[\x00-\x1f\x7f-\x9f]", row[1]):
-        raise InputError(
-            f"{where}: the label {row[1][:40]!r} has blanks around it, or is no text; write it plainly"
-        )
-    return int(row[0])
+        return "no label; add it, or remove the row and its image"
+    if not _is_plain(row[1]):
+        return f"the label {row[1][:40]!r} has blanks around it, or is no text; write it plainly"
+    return ""
+
+
+@lru_cache
+def _is_plain(label: str) -> bool:
+    return label == label.strip() and not re.search("[\x00-\x1f\x7f-\x9f]", label)

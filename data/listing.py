@@ -105,7 +105,7 @@ def check_kinds(folder: Path) -> None:
     unread = tuple(suffix for suffix in Image.registered_extensions() if suffix not in IMAGE_SUFFIXES)
     with readable(folder):
         for name in sorted(os.listdir(folder)):
-            if name.lower().endswith(unread):
+            if not is_image(name) and name.lower().endswith(unread):
                 raise InputError(
                     f"{folder / name}: images of this kind are not read; save it as PNG, or remove it"
                 )

@@ -39,8 +39,8 @@ class Conv3x3(nn.Conv2d):
     """3x3 convolution with padding 1: (N, C, H, W) -> (N, C', ceil(H/stride), ceil(W/stride)).
 
     In fp32 with AVX2 alone oneDNN adds up the weights' gradient image by image, and goes through all of its up to
-    2.4 million numbers for each. Where a map has four pixels at the most, one product of matrices over all images
-    is faster: a training step takes half of the time with the stem `imagenet`, three quarters with `cifar-pool`
+    2.4 million numbers for each. Where a map has four pixels at most, one product of matrices over all images is
+    faster: a training step takes 0.57 of the time with the stem `imagenet`, 0.67 with `cifar-pool`
     (python -m benchmarks.defaults).
     """
 
