@@ -85,7 +85,7 @@ def decode_fast(path: str | Path) -> npt.NDArray[np.uint8]:
 
 
 def _first_bytes(path: str | Path, count: int) -> bytes:
-    """Without a file object, which takes as long as all of this."""
+    """Up to `count` bytes from the start of a file. To make a file object would take as long again."""
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         return os.read(descriptor, count)

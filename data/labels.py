@@ -10,7 +10,7 @@ from data.errors import InputError
 
 
 class Label(NamedTuple):
-    """A class as the table writes it, and the row of the file that it ends in, as an editor counts lines."""
+    """name: the class, as written. row: the line of the file, as an editor counts."""
 
     name: str
     row: int
@@ -67,6 +67,6 @@ def _mistake(row: list[str]) -> str:
     return ""
 
 
-@lru_cache
+@lru_cache  # a table has few labels, each many times
 def _is_plain(label: str) -> bool:
     return label == label.strip() and not re.search("[\x00-\x1f\x7f-\x9f]", label)

@@ -102,10 +102,10 @@ def images_below(root: Path, leave_out: Collection[str] = ()) -> Iterator[Path]:
 
 def check_kinds(folder: Path) -> None:
     """InputError for images in a folder that are of a kind which is not read."""
-    unread = tuple(suffix for suffix in Image.registered_extensions() if suffix not in IMAGE_SUFFIXES)
+    known = tuple(Image.registered_extensions())
     with readable(folder):
         for name in sorted(os.listdir(folder)):
-            if not is_image(name) and name.lower().endswith(unread):
+            if not is_image(name) and name.lower().endswith(known):
                 raise InputError(
                     f"{folder / name}: images of this kind are not read; save it as PNG, or remove it"
                 )

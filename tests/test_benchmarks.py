@@ -525,6 +525,12 @@ def test_defaults_are_measured_beside_their_alternatives(small_config, monkeypat
         assert kept == []
         assert opening(small_config, defaults.FREED_MEMORY["kept"])(1)["images/s"] > 0
         assert kept.pop()
+    monkeypatch.setattr("resnet.resnet._AVX2_ALONE", None)  # so that it is put back
+    products = recorded(monkeypatch, torch.nn.functional, "unfold", lambda *_, **__: True)
+    for name, by_product in defaults.SMALL_MAPS.items():
+        assert defaults.open_small_maps("imagenet", small_config, by_product)(1)["images/s"] > 0
+        assert bool(products) == (name == "product of matrices")
+        products.clear()
 
 
 def test_a_profile_has_the_longest_operations_and_the_sum_of_all_others(monkeypatch):

@@ -153,14 +153,15 @@ def test_every_parameter_has_a_gradient(stem: str) -> None:
 
 
 @pytest.mark.parametrize("stem", ["cifar", "keras"])
-@pytest.mark.parametrize("avx2_alone", [True, False])
-def test_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch, stem: str, avx2_alone: bool) -> None:
+@pytest.mark.parametrize("training", [True, False], ids=["with gradients", "without"])
+def test_compiles_to_one_graph(monkeypatch: pytest.MonkeyPatch, stem: str, training: bool) -> None:
     """Tracing alone, which is where a graph would break; generating code for it would take minutes here."""
-    monkeypatch.setattr("resnet.resnet._AVX2_ALONE", avx2_alone)
+    monkeypatch.setattr("resnet.resnet._AVX2_ALONE", True)
     model = build_model("resnet18", 10, stem).eval()
     images = torch.randn(2, 3, 16, 16)
-    logits = torch.compile(model, backend="eager", fullgraph=True)(images)
-    torch.testing.assert_close(logits, model(images))
+    with torch.set_grad_enabled(training):
+        logits = torch.compile(model, backend="eager", fullgraph=True)(images)
+        torch.testing.assert_close(logits, model(images))
 
 
 # Small maps on a CPU with AVX2 ------------------------------------------------------------------------------
@@ -191,23 +192,28 @@ def is_of_convolution(out: Tensor) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("avx2_alone", "side", "dtype", "training"),
+    ("avx2_alone", "width", "dtype", "training"),
     [
-        (False, 2, torch.float32, True),
-        (True, 3, torch.float32, True),
-        (True, 2, torch.bfloat16, True),
-        (True, 2, torch.float32, False),
+        (False, 4, torch.float32, True),
+        (True, 5, torch.float32, True),
+        (True, 4, torch.bfloat16, True),
+        (True, 4, torch.float32, False),
     ],
     ids=["another processor", "a larger map", "bf16", "evaluation"],
 )
 def test_other_maps_are_convolved_as_torch_does(
-    monkeypatch: pytest.MonkeyPatch, avx2_alone: bool, side: int, dtype: torch.dtype, training: bool
+    monkeypatch: pytest.MonkeyPatch, avx2_alone: bool, width: int, dtype: torch.dtype, training: bool
 ) -> None:
     monkeypatch.setattr("resnet.resnet._AVX2_ALONE", avx2_alone)
     monkeypatch.setattr("torch.nn.functional.unfold", None)  # what the product of matrices begins with
     convolution = Conv3x3(5, 6, 1, bias=True).to(dtype)
     with torch.set_grad_enabled(training):
-        assert convolution(torch.randn(3, 5, side, side, dtype=dtype)).shape == (3, 6, side, side)
+        assert convolution(torch.randn(3, 5, 1, width, dtype=dtype)).shape == (3, 6, 1, width)
+
+
+def test_another_device_convolves_as_torch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resnet.resnet._AVX2_ALONE", True)
+    assert is_of_convolution(Conv3x3(5, 6, 1, bias=True).to("meta")(torch.empty(3, 5, 2, 2, device="meta")))
 
 
 # torchvision's equals ---------------------------------------------------------------------------------------
