@@ -143,7 +143,8 @@ class Tracking:
             self.guard(lambda: self._log_graph(deepcopy(network).cpu().eval()), None)
 
     def _log_graph(self, network: nn.Module) -> None:
-        with warnings.catch_warnings():
+        # Without gradients, with which small maps may be convolved otherwise: torch compares with a trace without.
+        with warnings.catch_warnings(), torch.no_grad():
             # TensorBoard's writer traces the network, which torch advises against
             warnings.simplefilter("ignore", FutureWarning)
             self.tracker.tracker.add_graph(network, torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE))
