@@ -58,11 +58,11 @@ def check_against_sample(folder: Path, ids: list[int]) -> set[str]:
     """
     for sample in (folder / "sampleSubmission.csv", folder.resolve().parent / "sampleSubmission.csv"):
         if sample.is_file():
-            labels = label_table(sample)
-            if missing := labels.keys() - set(ids):
+            labels, found = label_table(sample), set(ids)
+            if missing := labels.keys() - found:
                 number = min(missing)
                 raise InputError(f"{folder}: no image for id {number} of {sample} ({len(missing)} missing in all)")
-            if extra := set(ids) - labels.keys():
+            if extra := found - labels.keys():
                 raise InputError(f"{folder}: image {min(extra)} is not in {sample} ({len(extra)} such in all)")
             return {label.name for label in labels.values()}
     return set()

@@ -113,9 +113,8 @@ def open_memory_of_images(config: Config, kept: bool) -> Callable[[int], dict[st
 
 
 def open_small_maps(stem: Any, config: Config, by_product: bool) -> Callable[[int], dict[str, float]]:
-    keep_freed_memory()
     resnet.resnet._AVX2_ALONE = by_product
-    return open_network(replace(config, stem=stem, precision="no"), "channels_last")
+    return open_memory(replace(config, stem=stem, precision="no"), kept=True)
 
 
 def benchmark(arguments: Namespace) -> list[Row]:

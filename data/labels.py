@@ -36,10 +36,7 @@ def label_table(path: Path) -> dict[int, Label]:
                 found = " ".join(",".join(header).split())
                 raise InputError(f"{path}: the header is {found[:200]}; expected id,label")
             for row in fields:
-                mistake = _mistake(row)
-                if not mistake and int(row[0]) in labels:
-                    mistake = f"the id {int(row[0])} occurs twice; remove one of its rows"
-                if mistake:
+                if mistake := _mistake(row, labels):
                     raise InputError(f"{path}, row {reader.line_num}: {mistake}")
                 labels[int(row[0])] = Label(row[1], reader.line_num)
     except csv.Error as error:
@@ -54,8 +51,8 @@ def label_table(path: Path) -> dict[int, Label]:
     return labels
 
 
-def _mistake(row: list[str]) -> str:
-    """What is wrong with the fields of a row, and what to do; "" if they are an id and a label."""
+def _mistake(row: list[str], labels: dict[int, Label]) -> str:
+    """What is wrong with the fields of a row, and what to do; "" if they are an id that is new and a label."""
     if len(row) > 2:
         return f"cannot be read as CSV: {len(row)} fields; expected id,label"
     if not re.fullmatch("[0-9]{1,18}", row[0]):
@@ -64,6 +61,8 @@ def _mistake(row: list[str]) -> str:
         return "no label; add it, or remove the row and its image"
     if not _is_plain(row[1]):
         return f"the label {row[1][:40]!r} has blanks around it, or is no text; write it plainly"
+    if int(row[0]) in labels:
+        return f"the id {int(row[0])} occurs twice; remove one of its rows"
     return ""
 
 
