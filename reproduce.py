@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import InputError
-from training.cli import OneLineParser, one_line_errors, tell
+from training.cli import OneLineParser, one_line_errors, tell, tell_error, warn
 from training.config import ROOT, Config, flag, parse_config
 from training.jobs import (
     add_flags,
     check_flags,
+    evaluate,
     is_finished,
     require_validation,
     shortened,
@@ -44,7 +45,7 @@ def main() -> None:
 
 def make_parser() -> OneLineParser:
     parser = OneLineParser(prog="reproduce.py", description=__doc__)
-    parser.add_argument("study", choices=tuple(GROUPS), help="all: both studies; recipes: both budgets")
+    parser.add_argument("study", choices=tuple(GROUPS), help="all: both studies; recipes: those of both data sets")
     parser.add_argument(
         "--data-dir",
         type=Path,
@@ -215,10 +216,12 @@ def carry_out(job: Job, outcome: "Outcome", arguments: argparse.Namespace) -> No
             if code := train(flags, arguments.processes):
                 outcome.reason = f"failed: the training of {job.run.name} ended with exit code {code}"
                 return
-        evaluate(job)
+        if code := ensure_evaluated(job):
+            outcome.reason = f"failed: the evaluation of {job.run.name} ended with exit code {code}"
+            return
         bisect.insort(outcome.results, read_result(job.run), key=lambda result: int(result.summary["seed"]))
     except InputError as error:  # a damaged file, say: the other experiments go on
-        print(f"error: {error}", file=sys.stderr)
+        tell_error(str(error))
         outcome.reason = f"failed: {error}"
 
 
@@ -306,7 +309,7 @@ def imagenet_weights(path: Path) -> Path | None:
             digest = path.stem.split("-")[1]
             torch.hub.download_url_to_file(url, str(path), hash_prefix=digest, progress=sys.stderr.isatty())
         except (OSError, RuntimeError) as error:
-            print(f"warning: {url}: {' '.join(str(error).split())}; not running exp9", file=sys.stderr)
+            warn(f"{url}: {' '.join(str(error).split())}; not running exp9")
             return None
     return path
 
@@ -328,18 +331,29 @@ def evaluation_of(run: Path) -> dict[str, Any] | None:
     return found if same else None
 
 
-def evaluate(job: Job) -> None:
-    """Evaluate a run, unless it has been done for these weights and this split.
+def ensure_evaluated(job: Job) -> int:
+    """Evaluate a run, unless it has been done for these weights and this split; returns evaluate.py's exit code.
 
     Raises:
-        InputError: the images are not those that it was trained on.
+        InputError: the images are not those that it was trained on, or its weights are damaged.
     """
-    from training.evaluation import evaluate_run
+    from training.checkpoint import load_weights
+    from training.parts import open_prepared
 
     found = evaluation_of(job.run)
     if found is None or found["split"] != job.split or job.tta not in ("none", found["tta"]):
-        found = evaluate_run(job.run, job.split, job.config.source_folder, tta=job.tta, own_images=True)
+        folder = job.config.source_folder
+        others = f"{job.run}: trained on other images than those in {folder}; give --data-dir the right ones"
+        if open_prepared(job.config).digest != load_weights(job.run / "best.safetensors")[1]["data"]:
+            raise InputError(others)
+        flags = [str(job.run), "--split", job.split, "--data-dir", str(folder), "--tta", job.tta]
+        if code := evaluate(flags):
+            return code
+        found = evaluation_of(job.run)
+        if found is None:  # they have changed meanwhile
+            raise InputError(others)
     tell(f"{job.run}: {job.split} accuracy {100 * found['accuracy']:.2f} %")
+    return 0
 
 
 if __name__ == "__main__":

@@ -30,9 +30,10 @@ def main() -> None:
 
 def train(config: Config, stop_request: StopRequest) -> None:
     # Imported here: torch takes seconds, and --help or a mistaken flag should not wait for it.
-    from training.engine import Trainer, initial_model, open_data
+    from training.engine import Trainer
     from training.hardware import make_accelerator
     from training.memory import out_of_memory_told, training_advice
+    from training.parts import initial_model, open_data
     from training.peers import lost_peers_told
     from training.recorder import NullRecorder, Recorder
 
@@ -96,9 +97,11 @@ def finish_epoch(trainer: "Trainer", recorder: "NullRecorder") -> None:
         result = trainer.validate()
         row |= {f"val_{name}": result[name] for name in METRICS}
     progress.epoch += 1
-    is_last = progress.epoch == config.epochs
-    chosen = config.split in HELD_OUT  # otherwise nothing may choose, and the last weights are kept
-    if is_last if not chosen else row["val_accuracy"] > progress.best_accuracy:
+    if config.split in HELD_OUT:
+        is_best = row["val_accuracy"] > progress.best_accuracy
+    else:  # nothing may choose, and the last weights are kept
+        is_best = progress.epoch == config.epochs
+    if is_best:
         progress.best_epoch = progress.epoch
         progress.best_accuracy = row.get("val_accuracy", -1.0)
         progress.best_macro_f1 = row.get("val_macro_f1", -1.0)

@@ -1,9 +1,10 @@
 """Each training technique alone, and the recipe that has several, against the same run without: paired by seed.
 
 Validation accuracy of the last epoch. A round is one seed, from 0 on, for each row; a row's difference is of the
-two runs of one seed, which share initial weights, split, order, crops and flips. On a CPU a run is short (without
---full: 4 epochs of 10,000 images with the imagenet stem): regularisers that pay off in hundreds of epochs hurt
-there, so that a technique which loses nothing is all that such a run can show of them.
+two runs of one seed, which share initial weights, split, order, crops and flips but for what the technique is
+about. On a CPU a run is short (without --full: 4 epochs of 10,000 images with the imagenet stem): regularisers
+that pay off in hundreds of epochs hurt there, so that a technique which loses nothing is all that such a run can
+show of them.
 """
 
 import json

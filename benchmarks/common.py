@@ -24,8 +24,8 @@ from data.errors import InputError
 from data.files import write_json
 from training.cli import OneLineParser, RunError, one_line_errors
 from training.config import ROOT, Config
-from training.engine import open_prepared
 from training.hardware import commit, device_name, has_bf16, set_threads, versions
+from training.parts import open_prepared
 
 RESULTS = ROOT / "benchmarks/results"
 HAS_FFCV = find_spec("ffcv") is not None
@@ -51,7 +51,7 @@ def by_seed(case: dict[str, Any], measure: Callable[[int], dict[str, Any]]) -> C
 
 @dataclass
 class Row:
-    """A contender's case, and for each quantity the values of all repeats; or why there are none."""
+    """A contender's case, and for each quantity the values of all repeats; and what failed, if anything."""
 
     case: dict[str, Any]
     measured: dict[str, list[float]] = field(default_factory=dict)

@@ -29,8 +29,8 @@ from data.resident_loader import ResidentLoader
 from data.sampling import evaluation_batches
 from data.stream import Stream
 from training.config import Config
-from training.engine import initial_model, make_transform, open_prepared
 from training.hardware import choose_precision, keep_freed_memory, set_threads
+from training.parts import initial_model, make_transform, open_prepared
 
 READINGS = {"step": 1, "10 steps": 10, "50 steps": 50, "epoch": 10**9}
 EVALUATION_BATCHES = (125, 500, 2000)

@@ -38,8 +38,8 @@ from data.errors import InputError
 from data.prepared import Prepared
 from data.sources import find_source
 from training.config import Config
-from training.engine import make_stream, open_data, open_prepared
 from training.hardware import make_accelerator
+from training.parts import make_stream, open_data, open_prepared
 
 SECONDS = 2.0
 """Of a measurement, at least: one pass of the fastest takes tenths, and begins as a process that was idle."""

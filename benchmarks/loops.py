@@ -23,8 +23,9 @@ from benchmarks.baselines import (
 from benchmarks.common import MIB, default_device, endless, synchronize
 from data.prepared import Prepared
 from training.config import Config
-from training.engine import Trainer, initial_model, open_data, open_prepared
+from training.engine import Trainer
 from training.hardware import DTYPES, make_accelerator
+from training.parts import initial_model, open_data, open_prepared
 from training.stopping import StopRequest
 
 Steps = Iterator[Any]

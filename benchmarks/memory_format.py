@@ -12,8 +12,8 @@ from benchmarks.loops import time_steps
 from benchmarks.processes import Opening, in_turn
 from benchmarks.train_step import precisions
 from training.config import Config
-from training.engine import initial_model
 from training.hardware import DTYPES, set_threads
+from training.parts import initial_model
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 

@@ -21,7 +21,7 @@ from benchmarks.processes import python, run_command
 from data.spec import SPECS
 from training.checkpoint import take_weights
 from training.config import Config
-from training.engine import initial_model, open_prepared
+from training.parts import initial_model, open_prepared
 
 JOBS = {"PNG to cache": "cache", "cache to .beton": "beton", "PNG to array, PIL on one core": "pil"}
 """Jobs of benchmarks/prepare_job.py. The .beton is written from the cache that the job before has left."""

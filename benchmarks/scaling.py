@@ -16,9 +16,9 @@ from benchmarks.common import Contender, Row, base_config, interleave, make_pars
 from benchmarks.processes import run_command
 from resnet import STEMS
 from training.config import Config, as_flags
-from training.engine import open_prepared
 from training.hardware import choose_precision
 from training.jobs import launcher
+from training.parts import open_prepared
 
 
 def launch(processes: int, *arguments: object) -> list[str]:

@@ -27,8 +27,8 @@ from benchmarks.loops import Steps, make_trainer, our_steps, time_steps
 from benchmarks.processes import in_turn
 from resnet import build_model
 from training.config import Config
-from training.engine import open_prepared
 from training.hardware import choose_precision, make_accelerator, set_threads
+from training.parts import open_prepared
 
 NAMES = ("bare", "B4", "ours", "ours, with its data")
 

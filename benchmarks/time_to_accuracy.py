@@ -17,7 +17,7 @@ from benchmarks.common import Contender, Row, by_seed, interleave, make_parser, 
 from benchmarks.processes import python, run_command
 from data.errors import InputError
 from training.config import ROOT, Config, parse_config
-from training.engine import open_prepared
+from training.parts import open_prepared
 
 
 def train(config: Config, flags: list[object], folder: Path, seed: int) -> dict[str, float]:

@@ -20,8 +20,8 @@ from benchmarks.loops import open_launches, open_loop
 from benchmarks.processes import in_own_process, in_turn
 from data.decode import allowed_cores
 from training.config import Config
-from training.engine import initial_model
 from training.hardware import choose_precision, has_bf16
+from training.parts import initial_model
 
 Entry = tuple[str, Config]
 """A loop and the config that it trains with."""
@@ -84,19 +84,24 @@ def case(loop: str, config: Config) -> dict[str, Any]:
 def measure_group(entries: list[Entry], steps: int, repeats: int, launches: bool) -> list[Row]:
     rows = in_turn([(case(loop, config), (open_loop, loop, config)) for loop, config in entries], steps, repeats)
     if launches:
-        for row, entry in zip(rows, entries, strict=True):
-            if row.failed:
-                continue
-            # In a process of their own: what a profiler has attached to launches more slowly ever after.
-            with in_own_process(open_launches, *entry) as launches_per_step:
-                row.measured["launches/step"] = [launches_per_step()]
+        working = [(row, entry) for row, entry in zip(rows, entries, strict=True) if not row.failed]
+        contenders = [Contender(row.case, partial(count_launches, entry)) for row, entry in working]
+        for (row, _), counted in zip(working, interleave(contenders, repeats=1, warmup=0), strict=True):
+            row.measured |= counted.measured
+            row.failed = counted.failed
     return rows
+
+
+def count_launches(entry: Entry) -> dict[str, float]:
+    """In a process of its own: what a profiler has attached to launches more slowly ever after."""
+    with in_own_process(open_launches, *entry) as launches_per_step:
+        return {"launches/step": launches_per_step()}
 
 
 def add_utilisation(rows: list[Row], entries: list[Entry], rates: dict[str, float]) -> None:
     """Add to each row the FLOP/s of its network as a share of its precision's matrix rate."""
     for row, (_, config) in zip(rows, entries, strict=True):
-        if not row.failed and config.precision in rates:
+        if "images/s" in row.measured and config.precision in rates:
             flops = training_flops(initial_model(config, num_classes=10)) / rates[config.precision]
             row.measured["utilisation"] = [rate * flops for rate in row.measured["images/s"]]
 

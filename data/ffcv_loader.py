@@ -153,7 +153,7 @@ class _Pass(EpochIterator):
             if torch.cuda.is_available():  # a thread begins on the first GPU: all processes would use memory there
                 torch.cuda.set_device(self.current_stream.device)
             super().run()
-        except BaseException as error:  # noqa: B036 - handed to the consumer, which raises it
+        except BaseException as error:  # handed to the consumer, which raises it
             self.error = error
             self.output_queue.put(None)
 

@@ -28,14 +28,14 @@ def label_table(path: Path) -> dict[int, Label]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
-            fields = (row for row in reader if row)
-            header = next(fields, None)
+            rows = (row for row in reader if row)
+            header = next(rows, None)
             if header is None:
                 raise InputError(f"{path}: cannot be read as CSV: it is empty; expected the header id,label")
             if header != ["id", "label"]:
                 found = " ".join(",".join(header).split())
                 raise InputError(f"{path}: the header is {found[:200]}; expected id,label")
-            for row in fields:
+            for row in rows:
                 if mistake := _mistake(row, labels):
                     raise InputError(f"{path}, row {reader.line_num}: {mistake}")
                 labels[int(row[0])] = Label(row[1], reader.line_num)

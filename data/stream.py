@@ -127,8 +127,8 @@ def main() -> None:
 
     from training.cli import one_line_errors
     from training.config import parse_config
-    from training.engine import make_stream, open_data
     from training.hardware import make_accelerator
+    from training.parts import make_stream, open_data
     from training.peers import lost_peers_told
 
     with one_line_errors(quiet_ranks=True):

@@ -24,8 +24,9 @@ from train import train
 from training import engine
 from training.checkpoint import load_newest_checkpoint
 from training.config import Config
-from training.engine import Trainer, make_stream, open_data
+from training.engine import Trainer
 from training.hardware import make_accelerator
+from training.parts import make_stream, open_data
 from training.stopping import StopRequest
 
 RESUMED = {

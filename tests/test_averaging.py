@@ -11,8 +11,9 @@ from torch import nn
 from training.averaging import MovingAverage
 from training.checkpoint import load_newest_checkpoint, weights_sha256
 from training.config import Config
-from training.engine import Trainer, initial_model, open_data
+from training.engine import Trainer
 from training.hardware import make_accelerator
+from training.parts import initial_model, open_data
 from training.stopping import StopRequest
 
 

@@ -51,8 +51,9 @@ from data.sources import Split, find_source
 from tests.conftest import ROOT, call_main, import_ffcv_loader
 from tests.images import PixelSource, prepared_pixels, random_images, save_image
 from training.config import Config, parse_config
-from training.engine import Trainer, initial_model, open_prepared
+from training.engine import Trainer
 from training.inference import Predictor
+from training.parts import initial_model, open_prepared
 
 CPU = torch.device("cpu")
 NAMES = sorted(
@@ -421,6 +422,22 @@ def test_utilisation_is_the_networks_share_of_its_precisions_matrix_rate():
     per_image = flops.training_flops(initial_model(config, 10))
     add_utilisation([row], [("ours", config)], {"no": 1000.0 * per_image, "bf16": 1.0})
     assert row.measured["utilisation"] == pytest.approx([0.1, 0.2])
+
+
+def test_a_failed_count_of_launches_leaves_the_rates(monkeypatch):
+    entries = [("ours", Config(batch_size=size)) for size in (128, 512)]
+
+    def count_launches(entry):
+        if entry == entries[0]:
+            raise RuntimeError("out of memory")
+        return {"launches/step": 24.0}
+
+    rates = [Row({}, {"images/s": [100.0]}), Row({}, {"images/s": [200.0]})]
+    monkeypatch.setattr(train_step, "in_turn", lambda *arguments: rates)
+    monkeypatch.setattr(train_step, "count_launches", count_launches)
+    first, second = train_step.measure_group(entries, steps=1, repeats=1, launches=True)
+    assert (first.measured, first.failed) == ({"images/s": [100.0]}, "RuntimeError: out of memory")
+    assert (second.measured, second.failed) == ({"images/s": [200.0], "launches/step": [24.0]}, "")
 
 
 def test_the_cost_of_determinism_is_compared_within_a_round():

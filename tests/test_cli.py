@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from data.errors import InputError
-from training.cli import one_line_errors, tell
+from training.cli import one_line_errors, tell, warn
 
 
 def test_what_the_encoding_lacks_is_written_as_an_escape(monkeypatch):
@@ -27,6 +27,18 @@ def test_control_c_is_no_traceback():
     with pytest.raises(SystemExit) as ended, one_line_errors():
         raise KeyboardInterrupt
     assert ended.value.code == 130
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+def test_what_cannot_be_told_on_a_full_disk_ends_nothing(monkeypatch):
+    with open("/dev/full", "w") as out, open("/dev/full", "w") as err:
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        warn("first")
+        tell("second")
+        warn("third")
+        with pytest.raises(SystemExit, match="2"), one_line_errors():
+            raise InputError("fourth")
 
 
 @pytest.mark.parametrize("name", ["stdout", "stderr"])

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from data.loaders import make_loader
 from tests.conftest import TINY
 from tests.ranks_job import AUGMENTED, TECHNIQUES
-from training import engine
+from training import engine, parts
 from training.config import as_flags, parse_config
 from training.hardware import make_accelerator
 from training.metrics import EvaluationMetrics
@@ -31,8 +31,7 @@ def trainer(request, images, tmp_path, monkeypatch, process_as_it_was):
     where = ["--data-dir", images, "--runs-dir", tmp_path, "--cache-dir", tmp_path / "cache", "--precision", "no"]
     config = parse_config([*map(str, [*TINY, *where, *as_flags(request.param)])])
     accelerator = make_accelerator(config)
-    monkeypatch.setitem(PartialState._shared_state, "device", GPU)
-    accelerator.state.device = GPU
+    PartialState._shared_state["device"] = accelerator.state.device = GPU
     accelerator.device_placement = False  # Trainer has placed the network before, which fake tensors allow once
 
     def backward(loss):
@@ -43,9 +42,9 @@ def trainer(request, images, tmp_path, monkeypatch, process_as_it_was):
     monkeypatch.setattr(accelerator, "backward", backward)
     monkeypatch.setattr(engine, "capture_passes", lambda model, *others: (model, model))
     # The split, and the first weights, are computed on the CPU, with values.
-    prepared = engine.open_prepared(config)
-    model, ids = engine.initial_model(config, len(prepared.classes)), engine.choose_ids(config, prepared)
-    monkeypatch.setattr(engine, "choose_ids", lambda *arguments: ids)
+    prepared = parts.open_prepared(config)
+    model, ids = parts.initial_model(config, len(prepared.classes)), parts.choose_ids(config, prepared)
+    monkeypatch.setattr(parts, "choose_ids", lambda *arguments: ids)
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # by deepcopy
         loader, _ = make_loader("resident", prepared, accelerator.device, workers=1)

@@ -32,7 +32,7 @@ from data.prepared import Prepared, prepare
 from data.sources import find_source
 from tests.conftest import TINY, call_main, run_script
 from tests.images import pixel_source, prepared_pixels, write_kaggle
-from training import checkpoint, engine, figures, pictures
+from training import checkpoint, figures, parts, pictures
 from training.checkpoint import load_newest_checkpoint, load_weights, take_checkpoint, take_weights
 from training.cli import one_line_errors
 from training.config import Config, parse_config
@@ -359,7 +359,7 @@ PNG = b"\x89PNG" + bytes(2 * PAGE)
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Networks and figures of a page or two."""
-    monkeypatch.setattr(engine, "build_model", tiny_network)
+    monkeypatch.setattr(parts, "build_model", tiny_network)
     monkeypatch.setattr(checkpoint, "build_model", tiny_network)
     monkeypatch.setattr(
         figures, "draw_curves", lambda rows, config, folder: write_atomically(folder / "curves.png", PNG)

@@ -179,6 +179,14 @@ def test_processes_share_the_cores(monkeypatch):
     assert hardware.threads_per_process() == 1
 
 
+def test_deterministic_runs_keep_nccl_from_adding_in_the_switch(process_as_it_was):
+    os.environ.pop("NCCL_NVLS_ENABLE", None)
+    hardware.set_determinism(False, compiles=False)
+    assert "NCCL_NVLS_ENABLE" not in os.environ
+    hardware.set_determinism(True, compiles=False)
+    assert os.environ["NCCL_NVLS_ENABLE"] == "0"
+
+
 def test_determinism_is_told_to_torch_and_its_compiler(process_as_it_was):
     for deterministic in (True, False):
         hardware.set_determinism(deterministic, compiles=False)

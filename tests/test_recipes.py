@@ -12,9 +12,10 @@ from data.spec import CIFAR10, CIFAR100
 from tests.conftest import ROOT
 from tests.images import write_kaggle
 from training.config import Config, parse_config
-from training.engine import Trainer, choose_ids, initial_model, open_data
+from training.engine import Trainer
 from training.hardware import make_accelerator
 from training.optim import schedule_factor
+from training.parts import choose_ids, initial_model, open_data
 from training.stopping import StopRequest
 from training.studies import STUDIES
 

@@ -20,9 +20,10 @@ from data.errors import InputError
 from data.spec import CIFAR10
 from tests.conftest import ROOT, call_main, command, run_script, wait_until
 from tests.images import serve, write_kaggle
-from training import jobs, report
+from training import evaluation, jobs, report
+from training.checkpoint import load_weights
 from training.config import Config, parse_config
-from training.engine import initial_model
+from training.parts import initial_model
 from training.report import Outcome, Result, environment, results_table, study_report, verdict, write_report
 from training.studies import CIFAR10_STUDY, STUDIES
 
@@ -200,12 +201,50 @@ def test_a_run_is_not_evaluated_on_other_images_than_it_was_trained_on(done, tmp
     assert not path.exists()
 
 
-def test_a_damaged_evaluation_is_made_again(done):
+def test_a_damaged_evaluation_is_made_again(done, monkeypatch):
+    """In another process: this one would hold on to the GPU while others train."""
     path = done[0] / "cifar10-study/exp1-seed42-scaled/evaluation.json"
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
+    monkeypatch.setattr(evaluation, "evaluate_run", lambda *_, **__: pytest.fail("evaluated here"))
     assert call_main(reproduce.main, *done[1]) == 0
     assert path.read_bytes() == whole
+
+
+@pytest.fixture
+def unevaluated(done, tmp_path):
+    """The same runs, without their evaluations."""
+    folder = shutil.copytree(done[0], tmp_path / "out")
+    for path in folder.glob("cifar10-study/*/evaluation.json"):
+        path.unlink()
+    return folder, [str(folder) if flag == str(done[0]) else flag for flag in done[1]]
+
+
+def test_an_evaluation_that_fails_is_a_reason_in_the_report(unevaluated, monkeypatch):
+    folder, flags = unevaluated
+    monkeypatch.setattr(reproduce, "evaluate", lambda flags: 1)
+    assert call_main(reproduce.main, *flags) == 1
+    told = (folder / "report.md").read_text()
+    assert told.count("failed: the evaluation of exp1-seed42-scaled ended with exit code 1") == 1
+
+
+def test_an_evaluation_on_images_that_have_just_changed_is_not_reported(unevaluated, monkeypatch):
+    folder, flags = unevaluated
+
+    def evaluate(flags: list[str]) -> int:
+        about = load_weights(Path(flags[0]) / "best.safetensors")[1]
+        other = {"weights_sha256": about["weights_sha256"], "data": "0", "split": "test", "accuracy": 1.0}
+        (Path(flags[0]) / "evaluation.json").write_text(json.dumps(other))
+        return 0
+
+    monkeypatch.setattr(reproduce, "evaluate", evaluate)
+    assert call_main(reproduce.main, *flags) == 1
+    assert "exp1-seed42-scaled: trained on other images" in (folder / "report.md").read_text()
+
+
+def test_an_evaluation_that_is_stopped_ends_it_all(unevaluated, monkeypatch):
+    monkeypatch.setattr(jobs, "run_command", lambda *_, **__: 143)
+    assert call_main(reproduce.main, *unevaluated[1]) == 143
 
 
 def test_test_time_augmentation_is_no_reason_to_test_again(done):
@@ -284,7 +323,7 @@ def test_what_was_done_is_in_a_report_when_the_rest_is_stopped(done, monkeypatch
 
 def test_results_are_in_the_order_of_their_seeds_whenever_they_were_trained(monkeypatch):
     outcome = Outcome(CIFAR10_STUDY.experiments[0])
-    monkeypatch.setattr(reproduce, "evaluate", lambda job: None)
+    monkeypatch.setattr(reproduce, "ensure_evaluated", lambda job: 0)
     for seed in (1, 0, 2):
         monkeypatch.setattr(report, "read_result", lambda run, seed=seed: result(0.5, seed))
         job = reproduce.Job(Path("run"), [], Config(), "test", "none", finished=True)
@@ -620,7 +659,7 @@ def test_without_test_labels_a_run_is_evaluated_on_its_validation_images(cifar10
     assert jobs.train(flags, processes=1) == 0
     config = parse_config(flags)
     split = reproduce.evaluated_split(config, CIFAR10_STUDY)
-    reproduce.evaluate(reproduce.Job(tmp_path / "run", flags, config, split, "none", finished=True))
+    reproduce.ensure_evaluated(reproduce.Job(tmp_path / "run", flags, config, split, "none", finished=True))
     assert json.loads((tmp_path / "run/evaluation.json").read_text())["split"] == "val"
 
 

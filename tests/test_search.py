@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT, call_main, run_script
-from training import engine, jobs, search
+from training import jobs, parts, search
 from training.config import parse_config
 
 SWEEP = ROOT / "recipes/sweep.yaml"
@@ -106,7 +106,7 @@ def test_a_trial_that_was_trained_on_other_images_is_not_taken_for_one_of_these(
     flags = [SWEEP, "--trials", 1, "--out", tmp_path]
     digests = ["of these images", "of others"]
     monkeypatch.setattr(search, "is_finished", lambda run, wanted: (run / "summary.json").exists())
-    monkeypatch.setattr(engine, "open_prepared", lambda config: SimpleNamespace(digest=digests[0]))
+    monkeypatch.setattr(parts, "open_prepared", lambda config: SimpleNamespace(digest=digests[0]))
     assert [call_main(search.main, *flags), call_main(search.main, *flags)] == [0, 0]
     del digests[0]
     assert call_main(search.main, *flags) == 2

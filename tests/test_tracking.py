@@ -5,6 +5,8 @@ import os
 import struct
 import subprocess
 import sys
+from threading import Event, Thread
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record
 
+import training.tracking
 from data.spec import CIFAR100
 from resnet import build_model
 from tests.conftest import ROOT, TINY, free_port
@@ -197,6 +200,28 @@ def test_a_failing_tracker_is_a_warning_and_metrics_go_on(tmp_path, capsys):
     assert len(warnings) == 1
     assert "the server is gone" in warnings[0]
     assert steps(tmp_path / "metrics.jsonl") == [24, 48]
+
+
+def test_a_tracker_that_starts_too_late_stays_given_up(tmp_path, monkeypatch, capsys):
+    released, threads, finished = Event(), [], []
+
+    class ImpatientThread(Thread):
+        def join(self, timeout=None):
+            threads.append(self)
+            super().join(None if timeout is None else 0)
+
+    def start(config, folder):
+        released.wait()
+        return SimpleNamespace(finish=lambda: finished.append(True))
+
+    monkeypatch.setattr(training.tracking, "Thread", ImpatientThread)
+    monkeypatch.setattr(training.tracking, "_start", start)
+    tracking = Tracking(Config(tracker="tensorboard"), tmp_path)
+    released.set()
+    threads[0].join()
+    assert tracking.tracker is None
+    assert finished == [True]
+    assert capsys.readouterr().err.count("warning: the tracker failed") == 1
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torchvision
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from benchmarks.loops import make_trainer
@@ -20,6 +21,7 @@ from tests.conftest import ROOT, TINY, command, import_ffcv_loader, run_script, 
 from training import hardware, recorder
 from training.checkpoint import load_newest_checkpoint, load_weights, take_weights
 from training.config import parse_config
+from training.engine import Trainer
 from training.metrics import EvaluationMetrics
 from training.tracking import Tracking
 
@@ -145,8 +147,21 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_damaged_weights_of_the_best_epoch_are_told_and_replaced_by_the_best_that_is_left(again, tiny_run, capsys):
-    run = again(1, flip_a_bit)
+def of_epoch(epoch: int) -> Callable[[Path], object]:
+    """Weights that are whole, and say that they are of another epoch."""
+
+    def rewrite(path: Path) -> None:
+        model, about = load_weights(path)
+        take_weights(path, model, about | {"epoch": epoch})()
+
+    return rewrite
+
+
+@pytest.mark.parametrize("spoil", [flip_a_bit, Path.unlink, of_epoch(0)], ids=["damaged", "gone", "of epoch 0"])
+def test_without_the_weights_of_the_best_epoch_the_best_that_is_left_takes_their_place(
+    again, tiny_run, capsys, spoil
+):
+    run = again(1, spoil)
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(
         r"warning: .*best\.safetensors: .*; the best of the epochs that are left takes its place", line
@@ -166,18 +181,28 @@ def test_a_finished_run_whose_best_weights_are_missing_is_refused(again, capsys)
     )
 
 
-def test_best_weights_of_an_epoch_that_is_repeated_do_not_outlive_their_place_in_the_summary(
-    again, tiny_run, capsys
-):
+def test_best_weights_of_an_epoch_that_is_repeated_do_not_outlive_their_place_in_the_summary(again, capsys):
     """The process was killed between the weights and the checkpoint; the epoch's repetition may come out worse."""
-    about = load_weights(tiny_run / "best.safetensors")[1] | {"epoch": 2}
-
-    def of_epoch_2(path: Path) -> None:
-        take_weights(path, load_weights(path)[0], about)()
-
-    run = again(1, of_epoch_2)
+    run = again(1, of_epoch(2))
     assert capsys.readouterr().err == ""
     assert summary(run)["best_epoch"] == load_weights(run / "best.safetensors")[1]["epoch"] == 2
+
+
+def test_a_run_does_not_go_on_with_other_images(tiny_run, images, tmp_path, train_here, capsys):
+    """Not even where one pixel of one image is another."""
+    shutil.copytree(tiny_run, tmp_path / "again")
+    (tmp_path / "again/summary.json").unlink()
+    others = shutil.copytree(images, tmp_path / "others")
+    with Image.open(others / "train/1.png") as image:
+        image.putpixel((0, 0), tuple(255 - value for value in image.getpixel((0, 0))))
+        image.save(others / "train/1.png")
+    with pytest.raises(SystemExit) as ended:
+        train_here("again", "--log-every", 1, "--data-dir", others)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"error: the run was started otherwise \(data \w+ -> \w+\); use its values, or another --name", line
+    )
 
 
 def test_training_goes_on_when_nobody_reads_what_it_says(images, tmp_path):
@@ -341,11 +366,11 @@ def test_split_none_trains_on_all_and_keeps_the_last_weights(train_here):
     assert "val_accuracy" not in rows(run, "epoch")[0]
 
 
-def test_split_test_is_a_yardstick_that_chooses_nothing(train_here):
-    run = train_here("run", "--split", "test")
-    found, epochs = summary(run), rows(run, "epoch")
-    assert found["best_epoch"] == 2
-    assert found["val_accuracy"] == epochs[-1]["val_accuracy"]
+def test_split_test_is_a_yardstick_that_chooses_nothing(train_here, monkeypatch):
+    accuracies, validate = iter([0.9, 0.1]), Trainer.validate
+    monkeypatch.setattr(Trainer, "validate", lambda trainer: validate(trainer) | {"accuracy": next(accuracies)})
+    found = summary(train_here("run", "--split", "test"))
+    assert (found["best_epoch"], found["val_accuracy"]) == (2, 0.1)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import io
 import json
 import pickle
 import re
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from data.errors import InputError
 from data.files import check_digest, write_atomically, write_with_digest
 from resnet import build_model
+from training.cli import warn
 
 KEPT_CHECKPOINTS = 2
 
@@ -100,12 +100,12 @@ def load_newest_checkpoint(folder: Path) -> dict[str, Any] | None:
             if check_digest(path):
                 state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
                 for newer in damaged:  # removed, or it would count as one of the newest two
-                    print(f"warning: {newer} is damaged, removed; going on from {path.name}", file=sys.stderr)
+                    warn(f"{newer} is damaged, removed; going on from {path.name}")
                     newer.unlink()
                 return state
             damaged.append(path)
         except (OSError, RuntimeError, pickle.UnpicklingError) as error:  # of the disk or the memory, perhaps
-            print(f"warning: {path} cannot be read ({type(error).__name__}); passed over", file=sys.stderr)
+            warn(f"{path} cannot be read ({type(error).__name__}); passed over")
     if found:
         raise InputError(f"{folder}: no checkpoint is whole; remove the run's folder to start it again")
     return None

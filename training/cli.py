@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from tqdm import tqdm
 
@@ -37,15 +37,29 @@ def tell(line: str) -> None:
 
     A reader that has gone (`| head`) or a full disk under a log is no reason to stop: the rest goes nowhere then.
     """
+    if failure := _write(line, sys.stdout):
+        warn(f"stdout: {failure}; going on without")
+
+
+def warn(line: str) -> None:
+    """Print `warning: line` on stderr in the same way, but that nothing is told where it fails."""
+    _write(f"warning: {line}", sys.stderr)
+
+
+def tell_error(line: str, process: str = "") -> None:
+    """The same with `error: line`; process: which of several meets it, such as " (rank 1)"."""
+    _write(f"error{process}: {line}", sys.stderr)
+
+
+def _write(line: str, stream: TextIO) -> str:
+    """Why a line could not be written, if so: then all that follows it goes nowhere."""
     try:
-        tqdm.write(line)
-        sys.stdout.flush()
+        tqdm.write(line, file=stream)
+        stream.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        try:
-            print(f"warning: stdout: {error.strerror}; going on without", file=sys.stderr)
-        except OSError:  # of a terminal that has gone, and which would fail each later line, too
-            os.dup2(sys.stdout.fileno(), sys.stderr.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return error.strerror or str(error)
+    return ""
 
 
 class OneProcessError(InputError):
@@ -70,15 +84,14 @@ def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
         rank = int(os.environ.get("RANK", "0"))
         same_everywhere = quiet_ranks and isinstance(error, InputError) and not isinstance(error, OneProcessError)
         if os.environ.get("LOCAL_RANK", "0") == "0" or not same_everywhere:
-            where = f" (rank {rank})" if rank else ""
-            print(f"error{where}: {' '.join(str(error).split())}", file=sys.stderr)
+            tell_error(" ".join(str(error).split()), f" (rank {rank})" if rank else "")
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except OSError as error:  # a full disk, a folder without write permission
         if error.filename is None and error.errno is None:
             raise
-        print(f"error: {error.filename or 'writing failed'}: {error.strerror}", file=sys.stderr)
+        tell_error(f"{error.filename or 'writing failed'}: {error.strerror}")
         mistaken = isinstance(error, (NotADirectoryError, IsADirectoryError, FileExistsError))  # a path in a flag
         raise SystemExit(2 if mistaken else 1) from None
 

@@ -21,10 +21,10 @@ from data.sampling import evaluation_batches
 from data.spec import SPECS
 from training.cli import METRICS
 from training.config import HELD_OUT, Config, recorded_config
-from training.engine import choose_ids, open_prepared
 from training.hardware import device_name, versions
 from training.inference import EVALUATION_BATCH, Predictor, open_predictor
 from training.metrics import f1_scores
+from training.parts import choose_ids, open_prepared
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,6 @@ def evaluate_run(
     data_dir: Path | None = None,
     cache_dir: Path | None = None,
     tta: str = "none",
-    own_images: bool = False,
     show: Callable[[dict[str, Any]], object] = lambda report: None,
 ) -> dict[str, Any]:
     """Evaluate a run's weights; writes evaluation.json and the pictures beside them, and returns the report.
@@ -162,7 +161,6 @@ def evaluate_run(
         data_dir: folder of the images; None: where the run found them.
         cache_dir: folder of the decoded images; None: where the run kept them.
         tta: test-time augmentation, reported besides the plain result; the pictures show that one.
-        own_images: refuse others than those of the data set that the run was trained on.
         show: is given the report before anything is written: a full disk does not take it away.
 
     Raises:
@@ -171,10 +169,9 @@ def evaluate_run(
     predictor, about, weights = open_predictor(run)
     config = with_folders(recorded_config(about["config"], weights), about, data_dir, cache_dir)
     prepared, ids = images_of(config, split)
-    same = prepared.digest == about["data"]
-    if not own_images:  # test images may have changed; an older file has no digest of the training images alone
-        same = same or prepared.train_digest == about.get("train_data")
-    if not same and (own_images or data_dir is None or split == "val"):
+    # Test images may have changed. An older file has no digest of the training images alone.
+    same = prepared.digest == about["data"] or prepared.train_digest == about.get("train_data")
+    if not same and (data_dir is None or split == "val"):
         folder = config.source_folder
         raise InputError(f"{run}: trained on other images than those in {folder}; give --data-dir the right ones")
     if list(prepared.classes) != about["classes"]:

@@ -177,6 +177,8 @@ def set_determinism(deterministic: bool, compiles: bool) -> None:
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        # Sums in NVSwitch are not the same twice (NVIDIA/nccl#1497). torch forbids NVLS alone, not NVLSTree.
+        os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.augment import BatchTransform
 from data.loaders import Batch
 from training.checkpoint import load_weights
-from training.hardware import DTYPES, has_bf16, keep_freed_memory, set_threads
+from training.hardware import DTYPES, has_bf16, keep_freed_memory, set_determinism, set_threads
 from training.memory import out_of_memory_told
 from training.metrics import EvaluationMetrics
 
@@ -111,6 +111,7 @@ def open_predictor(run: Path) -> tuple[Predictor, dict[str, Any], Path]:
     precision = about["precision"]
     on_cpu = device.type == "cpu"
     set_threads(on_cpu)
+    set_determinism(True, compiles=False)  # whatever the training was: the same figures again
     if on_cpu:
         keep_freed_memory()
     if (precision == "fp16" and on_cpu) or (precision == "bf16" and not has_bf16(on_cpu)):

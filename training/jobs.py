@@ -1,4 +1,4 @@
-"""Runs of train.py started by another script: reproduce.py, and the search of training/search.py."""
+"""train.py and evaluate.py started by another script: reproduce.py, and the search of training/search.py."""
 
 import argparse
 import json
@@ -108,10 +108,7 @@ def train(flags: list[str], processes: int) -> int:
     Raises:
         SystemExit: it was stopped.
     """
-    code = start(flags, processes)
-    if code in STOPPED:
-        raise SystemExit(code)
-    return code
+    return _unless_stopped(start(flags, processes))
 
 
 def launcher(processes: int) -> list[str]:
@@ -123,8 +120,32 @@ def launcher(processes: int) -> list[str]:
 
 
 def start(flags: list[str], processes: int) -> int:
-    """Run train.py and return its exit code, or that of the signal that this process got and passed on to it."""
-    command = [*launcher(processes), str(ROOT / "train.py"), *flags]
+    """Run train.py and return its exit code."""
+    return run_command([*launcher(processes), str(ROOT / "train.py"), *flags])
+
+
+def evaluate(flags: list[str]) -> int:
+    """Run evaluate.py, without what it prints on stdout, and return its exit code.
+
+    In a process of its own: this one would keep some of a GPU's memory, and in exclusive mode the GPU, from the
+    trainings that follow.
+
+    Raises:
+        SystemExit: it was stopped.
+    """
+    return _unless_stopped(
+        run_command([sys.executable, str(ROOT / "evaluate.py"), *flags], stdout=subprocess.DEVNULL)
+    )
+
+
+def _unless_stopped(code: int) -> int:
+    if code in STOPPED:
+        raise SystemExit(code)
+    return code
+
+
+def run_command(command: list[str], stdout: int | None = None) -> int:
+    """Run a command and return its exit code, or that of the signal that this process got and passed on to it."""
     started: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
 
@@ -135,10 +156,10 @@ def start(flags: list[str], processes: int) -> int:
 
     former = {number: signal.signal(number, pass_on) for number in signals_to_take()}
     try:
-        # As `accelerate launch` starts it: on Linux it then stops, with a checkpoint, when this process dies. In a
-        # session of its own: what a terminal sends reaches it once, through this process.
+        # As `accelerate launch` starts it: on Linux train.py then stops, with a checkpoint, when this one dies.
+        # In a session of its own: what a terminal sends reaches it once, through this process.
         environment = {"ACCELERATE_MIXED_PRECISION": "no"} | os.environ
-        started.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        started.append(subprocess.Popen(command, env=environment, stdout=stdout, start_new_session=True))
         if received:  # before there was a process to pass it on to
             started[0].terminate()
         code = started[0].wait()

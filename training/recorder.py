@@ -6,7 +6,6 @@ The first process has a Recorder, the others a NullRecorder: the training loop c
 import functools
 import os
 import socket
-import sys
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,10 +30,11 @@ from training.checkpoint import (
     take_weights,
     weights_sha256,
 )
-from training.cli import shown, tell
+from training.cli import shown, tell, warn
 from training.config import Config
-from training.engine import Trainer, pixel_statistics
+from training.engine import Trainer
 from training.hardware import commit, device_name, versions
+from training.parts import pixel_statistics
 from training.stopping import Stopped
 from training.tracking import Tracking
 
@@ -129,7 +129,7 @@ class Recorder(NullRecorder):
             f"{name} {former[name]} -> {now}" for name, now in self.origin.items() if former.get(name, now) != now
         ]
         if changes:
-            print(f"warning: going on with other than before: {', '.join(changes)}", file=sys.stderr)
+            warn(f"going on with other than before: {', '.join(changes)}")
 
     def _check_best(self, progress: dict[str, Any]) -> None:
         """Choose the best epoch anew where best.safetensors is not of the one that the checkpoint names.
@@ -153,7 +153,7 @@ class Recorder(NullRecorder):
         if progress["epoch"] == self.config.epochs:
             raise InputError(f"{damage or path}; the run is finished: train again under another --name")
         if damage:
-            print(f"warning: {damage}; the best of the epochs that are left takes its place", file=sys.stderr)
+            warn(f"{damage}; the best of the epochs that are left takes its place")
         progress.update(best_epoch=0, best_accuracy=-1.0, best_macro_f1=-1.0)
 
     def _take_lock(self) -> None:
@@ -202,7 +202,7 @@ class Recorder(NullRecorder):
         path = self.folder / "config.yaml"
         if path.exists():
             if not check_digest(path):
-                print(f"warning: {path} is not as it was written; written anew", file=sys.stderr)
+                warn(f"{path} is not as it was written; written anew")
             elif self.finished_before:
                 return
         values = asdict(self.config)

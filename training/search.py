@@ -114,7 +114,7 @@ def train_trial(trial: Trial, number: int, share: float, given: list[str], argum
 
 
 def _require_the_same_images(run: Path, wanted: Config) -> None:
-    from training.engine import open_prepared  # torch takes seconds, and a mistaken flag should not wait for it
+    from training.parts import open_prepared  # torch takes seconds, and a mistaken flag should not wait for it
 
     if read_summary(run).get("data") != open_prepared(wanted).digest:
         raise InputError(

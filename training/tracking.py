@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import re
-import sys
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from torch import nn
 from data.errors import InputError
 from data.files import write_atomically
 from data.spec import IMAGE_SIZE
-from training.cli import tell
+from training.cli import tell, warn
 from training.config import Config
 
 STEP_METRICS = {
@@ -91,7 +90,7 @@ class MetricsFile:
         recorded = "".join(line + "\n" for line in lines).encode()
         found = path.read_bytes() if path.exists() else b""
         if not found.startswith(recorded):
-            print(f"warning: {path} is damaged; restored from the checkpoint", file=sys.stderr)
+            warn(f"{path} is damaged; restored from the checkpoint")
         if found != recorded:
             write_atomically(path, recorded)
 
@@ -118,9 +117,16 @@ class Tracking:
     def __init__(self, config: Config, folder: Path, lines: list[str] | None = None):
         self.file = MetricsFile(folder / "metrics.jsonl", lines or [])
         self.tracker: Any = None
+        self.given_up = False
         self.name = folder.name
         if config.tracker != "none":
-            self.guard(lambda: self._start(config, folder), ANSWER_S)
+            self.guard(lambda: self._adopt(_start(config, folder)), ANSWER_S)
+
+    def _adopt(self, tracker: Any) -> None:
+        if self.given_up:  # it has started too late
+            tracker.finish()
+        else:
+            self.tracker = tracker
 
     def log(self, row: dict[str, Any], measured: dict[str, float] | None = None) -> None:
         """Add a row to metrics.jsonl, and its numbers to the tracker under the names of docs/tracking.md.
@@ -200,42 +206,6 @@ class Tracking:
             process.kill()
         psutil.wait_procs(found)
 
-    def _start(self, config: Config, folder: Path) -> None:
-        kind: Any = LOGGER_TYPE_TO_CLASS[config.tracker]
-        if config.tracker == "wandb":
-            tracker = kind("resnet-cifar", **self._wandb_arguments(config, folder))
-        else:
-            tracker = kind("tensorboard", str(folder))
-        tracker.start()
-        self.tracker = tracker
-        plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
-        if config.tracker == "wandb":
-            tracker.store_init_configuration(plain)
-            for names, axis in STEP_METRICS.items():
-                tracker.tracker.define_metric(names, step_metric=axis)
-        else:
-            tracker.tracker.add_text("config", json.dumps(plain, indent=2))
-
-    def _wandb_arguments(self, config: Config, folder: Path) -> dict[str, Any]:
-        import wandb
-
-        logging.raiseExceptions = False  # W&B's log files on a full disk: a traceback for each line
-
-        id_file = folder / "wandb-id"  # a resumed run continues the same W&B run
-        if not id_file.exists():
-            write_atomically(id_file, uuid.uuid4().hex[:8].encode())
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
-        if mode == "offline":
-            tell(f"W&B records offline; to upload: wandb sync {folder}/wandb/offline-*")
-        return {
-            "id": id_file.read_text(encoding="ascii"),
-            "name": folder.name,
-            "dir": str(folder),
-            "mode": mode,
-            "resume": "allow",
-            "settings": wandb.Settings(silent=True, console="off", init_timeout=15, finish_timeout=FINISH_S),
-        }
-
     def guard(self, action: Callable[[], object], seconds: float | None) -> None:
         """Do what the tracker needs; where that fails, a warning says so and the run goes on without the tracker.
 
@@ -246,7 +216,7 @@ class Tracking:
         def act() -> None:
             try:
                 action()
-            except Exception as error:  # noqa: BLE001 - whatever a tracker raises, training goes on
+            except Exception as error:  # whatever a tracker raises, training goes on
                 failures.append(" ".join(str(error).split()) or type(error).__name__)
 
         if seconds is None:
@@ -254,9 +224,8 @@ class Tracking:
         elif not self._done_in_time(act, seconds):
             failures.append(f"no answer in {seconds:g} s")
         if failures:
-            reason = failures[0]
-            print(f"warning: the tracker failed, going on with metrics.jsonl alone: {reason}", file=sys.stderr)
-            self.tracker = None
+            warn(f"the tracker failed, going on with metrics.jsonl alone: {failures[0]}")
+            self.tracker, self.given_up = None, True
 
     def _done_in_time(self, act: Callable[[], None], seconds: float) -> bool:
         acting = Thread(target=act, daemon=True)
@@ -268,6 +237,45 @@ class Tracking:
                 self._end_wandb_processes()
         acting.join(5)  # what waited for them fails now
         return not acting.is_alive()
+
+
+def _start(config: Config, folder: Path) -> Any:
+    """The tracker that the config names, started."""
+    kind: Any = LOGGER_TYPE_TO_CLASS[config.tracker]
+    if config.tracker == "wandb":
+        tracker = kind("resnet-cifar", **_wandb_arguments(folder))
+    else:
+        tracker = kind("tensorboard", str(folder))
+    tracker.start()
+    plain = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in asdict(config).items()}
+    if config.tracker == "wandb":
+        tracker.store_init_configuration(plain)
+        for names, axis in STEP_METRICS.items():
+            tracker.tracker.define_metric(names, step_metric=axis)
+    else:
+        tracker.tracker.add_text("config", json.dumps(plain, indent=2))
+    return tracker
+
+
+def _wandb_arguments(folder: Path) -> dict[str, Any]:
+    import wandb
+
+    logging.raiseExceptions = False  # W&B's log files on a full disk: a traceback for each line
+
+    id_file = folder / "wandb-id"  # a resumed run continues the same W&B run
+    if not id_file.exists():
+        write_atomically(id_file, uuid.uuid4().hex[:8].encode())
+    mode = os.environ.get("WANDB_MODE") or ("online" if _has_wandb_key() else "offline")
+    if mode == "offline":
+        tell(f"W&B records offline; to upload: wandb sync {folder}/wandb/offline-*")
+    return {
+        "id": id_file.read_text(encoding="ascii"),
+        "name": folder.name,
+        "dir": str(folder),
+        "mode": mode,
+        "resume": "allow",
+        "settings": wandb.Settings(silent=True, console="off", init_timeout=15, finish_timeout=FINISH_S),
+    }
 
 
 def _has_wandb_key() -> bool:
