@@ -229,13 +229,14 @@ def read_finished(
     outcome: "Outcome", study_name: str, out: Path, arguments: argparse.Namespace, extra: Sequence[str]
 ) -> None:
     """The results of an experiment that was not chosen, from runs with these settings, if there are some."""
+    from training.checkpoint import load_weights
     from training.report import read_result
 
     try:
         for run, _, config in runs_of(outcome.experiment, study_name, out, arguments, extra):
             if not is_finished(run, config, ANY_WEIGHTS):
                 outcome.reason = "not chosen, not run yet"
-            elif evaluation_of(run) is None:
+            elif evaluation_of(run, load_weights(run / "best.safetensors")[1]) is None:
                 outcome.reason = "not chosen, not evaluated yet"
             else:
                 outcome.results.append(read_result(run))
@@ -314,15 +315,11 @@ def imagenet_weights(path: Path) -> Path | None:
     return path
 
 
-def evaluation_of(run: Path) -> dict[str, Any] | None:
+def evaluation_of(run: Path, about: dict[str, Any]) -> dict[str, Any] | None:
     """A finished run's evaluation.json, if it is of the weights that are there, on images of the run's own data.
 
-    Raises:
-        InputError: the weights are damaged.
+    about: what is recorded with the weights.
     """
-    from training.checkpoint import load_weights
-
-    about = load_weights(run / "best.safetensors")[1]
     try:
         found: dict[str, Any] = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # not evaluated yet; or damaged
@@ -340,16 +337,17 @@ def ensure_evaluated(job: Job) -> int:
     from training.checkpoint import load_weights
     from training.parts import open_prepared
 
-    found = evaluation_of(job.run)
+    about = load_weights(job.run / "best.safetensors")[1]
+    found = evaluation_of(job.run, about)
     if found is None or found["split"] != job.split or job.tta not in ("none", found["tta"]):
         folder = job.config.source_folder
         others = f"{job.run}: trained on other images than those in {folder}; give --data-dir the right ones"
-        if open_prepared(job.config).digest != load_weights(job.run / "best.safetensors")[1]["data"]:
+        if open_prepared(job.config).digest != about["data"]:
             raise InputError(others)
         flags = [str(job.run), "--split", job.split, "--data-dir", str(folder), "--tta", job.tta]
         if code := evaluate(flags):
             return code
-        found = evaluation_of(job.run)
+        found = evaluation_of(job.run, about)
         if found is None:  # they have changed meanwhile
             raise InputError(others)
     tell(f"{job.run}: {job.split} accuracy {100 * found['accuracy']:.2f} %")

@@ -59,6 +59,13 @@ def done(cifar10, weights, tmp_path_factory):
     return folder / "out", [str(flag) for flag in flags]
 
 
+@pytest.fixture
+def copy(done, tmp_path):
+    """Of the folder of `done`, to spoil, and the flags for it."""
+    folder = shutil.copytree(done[0], tmp_path / "out")
+    return folder, [str(folder) if flag == str(done[0]) else flag for flag in done[1]]
+
+
 def test_runs_are_trained_and_evaluated_on_the_test_set(done):
     for name in ("exp1-seed42-scaled", "exp9-seed42-scaled"):
         run = done[0] / "cifar10-study" / name
@@ -134,9 +141,8 @@ def test_runs_with_other_settings_that_are_not_chosen_are_in_nobodys_way(done, m
 
 
 @pytest.mark.parametrize("name", ["best.safetensors", "metrics.jsonl", "summary.json"])
-def test_a_damaged_run_is_told_and_the_others_stay(done, monkeypatch, tmp_path, capsys, name):
-    folder, flags = shutil.copytree(done[0], tmp_path / "out"), done[1]
-    flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
+def test_a_damaged_run_is_told_and_the_others_stay(copy, monkeypatch, capsys, name):
+    folder, flags = copy
     path = folder / "cifar10-study/exp1-seed42-scaled" / name
     path.write_bytes(path.read_bytes()[:-100])
     monkeypatch.setattr(jobs, "start", lambda *_: pytest.fail("trained again"))
@@ -148,9 +154,8 @@ def test_a_damaged_run_is_told_and_the_others_stay(done, monkeypatch, tmp_path, 
     assert re.search(r"\| exp9 \|.*\| 1 \| \d+ \| 42 \|", report)
 
 
-def test_a_run_without_its_metrics_is_told_and_the_others_stay(done, tmp_path):
-    folder, flags = shutil.copytree(done[0], tmp_path / "out"), choosing(done[1], "exp9")
-    flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
+def test_a_run_without_its_metrics_is_told_and_the_others_stay(copy):
+    folder, flags = copy[0], choosing(copy[1], "exp9")
     (folder / "cifar10-study/exp1-seed42-scaled/metrics.jsonl").unlink()
     assert call_main(reproduce.main, *flags) == 0
     report = (folder / "report.md").read_text()
@@ -169,9 +174,8 @@ def test_it_goes_on_when_nobody_reads_what_it_says(done, monkeypatch):
         assert call_main(reproduce.main, *done[1]) == 0
 
 
-def test_an_evaluation_of_other_images_or_weights_is_no_result(done, tmp_path):
-    folder, flags = shutil.copytree(done[0], tmp_path / "out"), choosing(done[1], "exp9")
-    flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
+def test_an_evaluation_of_other_images_or_weights_is_no_result(copy):
+    folder, flags = copy[0], choosing(copy[1], "exp9")
     path = folder / "cifar10-study/exp1-seed42-scaled/evaluation.json"
     evaluation = json.loads(path.read_text())
 
@@ -188,13 +192,13 @@ def test_an_evaluation_of_other_images_or_weights_is_no_result(done, tmp_path):
         assert "not chosen, not evaluated yet" in row_with(**{name: "0"})
 
 
-def test_a_run_is_not_evaluated_on_other_images_than_it_was_trained_on(done, tmp_path, capsys):
-    folder = shutil.copytree(done[0], tmp_path / "out")
+def test_a_run_is_not_evaluated_on_other_images_than_it_was_trained_on(copy, cifar10, tmp_path, capsys):
+    folder, flags = copy
     write_kaggle(tmp_path / "others", CIFAR10.classes * 10, CIFAR10.classes * 3)
-    replaced = {str(done[0]): str(folder), done[1][done[1].index("--data-dir") + 1]: str(tmp_path / "others")}
     path = folder / "cifar10-study/exp1-seed42-scaled/evaluation.json"
     path.unlink()
-    assert call_main(reproduce.main, *(replaced.get(flag, flag) for flag in done[1])) == 1
+    others = [str(tmp_path / "others") if flag == str(cifar10) else flag for flag in flags]
+    assert call_main(reproduce.main, *others) == 1
     assert (
         f"exp1-seed42-scaled: trained on other images than those in {tmp_path}/others" in capsys.readouterr().err
     )
@@ -212,12 +216,11 @@ def test_a_damaged_evaluation_is_made_again(done, monkeypatch):
 
 
 @pytest.fixture
-def unevaluated(done, tmp_path):
+def unevaluated(copy):
     """The same runs, without their evaluations."""
-    folder = shutil.copytree(done[0], tmp_path / "out")
-    for path in folder.glob("cifar10-study/*/evaluation.json"):
+    for path in copy[0].glob("cifar10-study/*/evaluation.json"):
         path.unlink()
-    return folder, [str(folder) if flag == str(done[0]) else flag for flag in done[1]]
+    return copy
 
 
 def test_an_evaluation_that_fails_is_a_reason_in_the_report(unevaluated, monkeypatch):
@@ -306,9 +309,8 @@ def test_a_training_that_is_stopped_ends_it_all(cifar10, monkeypatch, tmp_path):
     assert not (tmp_path / "report.md").exists()
 
 
-def test_what_was_done_is_in_a_report_when_the_rest_is_stopped(done, monkeypatch, tmp_path):
-    folder, flags = shutil.copytree(done[0], tmp_path / "out"), choosing(done[1], "exp1,exp4,exp5,exp9")
-    flags = [str(folder) if flag == str(done[0]) else flag for flag in flags]
+def test_what_was_done_is_in_a_report_when_the_rest_is_stopped(copy, monkeypatch):
+    folder, flags = copy[0], choosing(copy[1], "exp1,exp4,exp5,exp9")
     (folder / "report.md").unlink()
     codes = iter([1, 143])
     monkeypatch.setattr(jobs, "start", lambda *_: next(codes))

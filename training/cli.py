@@ -46,9 +46,9 @@ def warn(line: str) -> None:
     _write(f"warning: {line}", sys.stderr)
 
 
-def tell_error(line: str, process: str = "") -> None:
-    """The same with `error: line`; process: which of several meets it, such as " (rank 1)"."""
-    _write(f"error{process}: {line}", sys.stderr)
+def tell_error(line: str, rank: int = 0) -> None:
+    """The same with `error: line`; rank: of the process that meets it."""
+    _write(f"error{f' (rank {rank})' if rank else ''}: {line}", sys.stderr)
 
 
 def _write(line: str, stream: TextIO) -> str:
@@ -84,7 +84,7 @@ def one_line_errors(quiet_ranks: bool = False) -> Iterator[None]:
         rank = int(os.environ.get("RANK", "0"))
         same_everywhere = quiet_ranks and isinstance(error, InputError) and not isinstance(error, OneProcessError)
         if os.environ.get("LOCAL_RANK", "0") == "0" or not same_everywhere:
-            tell_error(" ".join(str(error).split()), f" (rank {rank})" if rank else "")
+            tell_error(" ".join(str(error).split()), rank)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None

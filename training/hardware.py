@@ -48,12 +48,10 @@ def make_accelerator(config: Config) -> Accelerator:
         )
     # torch 2.15 renames the option used below; its successor is not in the versions before, nor in accelerate
     warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-    set_threads(use_cpu)
     if use_cpu:
         # For Accelerate, which would otherwise choose for torchrun's processes, by the machine's cores.
         os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_process()))
-        keep_freed_memory()
-    set_determinism(config.deterministic, config.compile)
+    set_up_process(use_cpu, config.deterministic, config.compile)
     precision = choose_precision(config.precision, use_cpu)
     timeout = timedelta(seconds=config.peer_timeout)
     _choose_network()
@@ -138,6 +136,14 @@ def local_processes() -> int:
 
 def threads_per_process() -> int:
     return max(1, allowed_cores() // local_processes())
+
+
+def set_up_process(use_cpu: bool, deterministic: bool, compiles: bool) -> None:
+    """What a process that trains or evaluates asks of torch and the system."""
+    set_threads(use_cpu)
+    if use_cpu:
+        keep_freed_memory()
+    set_determinism(deterministic, compiles)
 
 
 def set_threads(use_cpu: bool) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from data.augment import BatchTransform
 from data.loaders import Batch
 from training.checkpoint import load_weights
-from training.hardware import DTYPES, has_bf16, keep_freed_memory, set_determinism, set_threads
+from training.hardware import DTYPES, has_bf16, set_up_process
 from training.memory import out_of_memory_told
 from training.metrics import EvaluationMetrics
 
@@ -110,10 +110,7 @@ def open_predictor(run: Path) -> tuple[Predictor, dict[str, Any], Path]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = about["precision"]
     on_cpu = device.type == "cpu"
-    set_threads(on_cpu)
-    set_determinism(True, compiles=False)  # whatever the training was: the same figures again
-    if on_cpu:
-        keep_freed_memory()
+    set_up_process(on_cpu, deterministic=True, compiles=False)  # whatever the training was: the same figures again
     if (precision == "fp16" and on_cpu) or (precision == "bf16" and not has_bf16(on_cpu)):
         precision = "no"
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -5,13 +5,13 @@ Nothing here imports torch before it is needed: the handlers are there before th
 
 import os
 import signal
-import sys
 import time
 from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 from data.parent import is_orphan, signal_at_parents_death
+from training.cli import tell_error
 
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 STOPPED = tuple(128 + number for number in SIGNALS)
@@ -51,7 +51,7 @@ class StopRequest:
         if _launched():  # `accelerate launch` dies of a SIGTERM and leaves its process running
             signal_at_parents_death(getattr(signal, "SIGUSR2", 0))
             if is_orphan():  # it died before: nobody would end this process, which would wait for the others
-                print("error: what has launched this process has ended", file=sys.stderr)
+                tell_error("what has launched this process has ended")
                 raise SystemExit(128 + signal.SIGTERM)
         if os.environ.get("WORLD_SIZE", "1") == "1":
             self._take_signals()
