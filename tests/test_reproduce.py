@@ -529,6 +529,27 @@ def test_a_report_has_cifar100s_coarse_classes(tmp_path):
     assert not any("coarse classes" in str(block) for block in ten)
 
 
+@pytest.mark.parametrize(
+    ("exp1", "kaiming", "told"),
+    [
+        ([0.5, 0.6], [0.5, 0.6], report.TO_THE_BIT),
+        ([0.5, 0.6], [0.5, 0.7], report.APART),
+        ([0.5, 0.6], [0.5], report.TO_THE_BIT),  # of the seed that has run both
+        ([0.5], [], ""),
+    ],
+)
+def test_a_report_says_whether_equal_networks_came_to_equal_weights(tmp_path, exp1, kaiming, told):
+    runs = {
+        name: [result(accuracy, seed) for seed, accuracy in enumerate(accuracies)]
+        for name, accuracies in (("exp1", exp1), ("exp2-kaiming", kaiming))
+    }
+    outcomes = [Outcome(each, runs.get(each.name, [])) for each in CIFAR10_STUDY.experiments]
+    notes = next(block for block in study_report(CIFAR10_STUDY, outcomes, tmp_path) if isinstance(block, list))
+    found = [note for note in notes if note.startswith("exp1 and exp2-kaiming")]
+    assert len(found) == bool(told)
+    assert all(told in note for note in found)
+
+
 def test_a_scaled_run_is_not_held_against_a_number():
     (finding,) = (finding for finding in CIFAR10_STUDY.findings if "first to pass 0.9" in finding.text)
     finished = {name: [result(0.3)] for name in ("exp1", "exp2", "exp3")}
@@ -545,6 +566,7 @@ def result(accuracy: float, seed: int = 0, images: int = 10_000) -> Result:
         "seconds": 10.0,
         "seed": seed,
         "world_size": 1,
+        "weights_sha256": f"{accuracy} of seed {seed}",
     }
     summary |= {"device": "a machine", "precision": "no", "loader": "resident", "versions": {"torch": "2.15"}}
     rows = [

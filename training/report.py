@@ -126,17 +126,17 @@ def study_report(
 ) -> list[Block]:
     """The section of one study; draws its comparisons into the folder `pictures`."""
     label = _label(scaled, changed)
+    finished = {outcome.experiment.name: outcome.results for outcome in outcomes if outcome.results}
     blocks: list[Block] = [
         Heading(study.title + label),
         results_table(outcomes),
         "Accuracies and F1 are fractions; with several seeds mean and deviation. `ours` is what the "
         "figure is of: validation, or the test set where so marked. F1 is of the test set, or of the validation "
         "images where so marked." + (f" All runs are {scaled}." if scaled else ""),
-        list(study.notes),
+        [*study.notes, *_twins(study, finished)],
     ]
     if coarse := _coarse(outcomes):
         blocks.append(coarse)
-    finished = {outcome.experiment.name: outcome.results for outcome in outcomes if outcome.results}
     for comparison in study.comparisons:
         title = f"{study.title}: {comparison.title}{label}"
         curves = _curves(study, comparison, finished)
@@ -155,6 +155,27 @@ def study_report(
         blocks.append(Table(("finding", "our runs", "measured"), findings))
         blocks.append(HOW_DECIDED)
     return blocks
+
+
+TO_THE_BIT = "they came to the same weights, to the bit"
+APART = (
+    "rounding took their weights apart, as on CPUs without AVX-512, where small maps of our network alone are "
+    "convolved by a product of matrices"
+)
+
+
+def _twins(study: Study, finished: dict[str, list[Result]]) -> list[str]:
+    """A sentence on each pair of twins that a seed has run both of."""
+    told = []
+    for pair in study.twins:
+        first, second = (
+            {result.summary["seed"]: result.summary["weights_sha256"] for result in finished.get(name, [])}
+            for name in pair
+        )
+        if seeds := first.keys() & second.keys():
+            outcome = TO_THE_BIT if all(first[seed] == second[seed] for seed in seeds) else APART
+            told.append(f"{' and '.join(pair)} train one network from the same weights alike: {outcome}.")
+    return told
 
 
 def _curves(study: Study, comparison: Comparison, finished: dict[str, list[Result]]) -> list[Curve]:

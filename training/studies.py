@@ -47,12 +47,18 @@ class Finding:
 
 @dataclass(frozen=True)
 class Study:
+    """Experiments on one data set, and what is said of them.
+
+    twins: pairs that train one network from the same weights alike; the report says whether the bits agree.
+    """
+
     title: str
     dataset: str
     experiments: tuple[Experiment, ...]
     comparisons: tuple[Comparison, ...]
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
+    twins: tuple[tuple[str, str], ...] = ()
 
     @property
     def validates(self) -> bool:
@@ -137,9 +143,9 @@ CIFAR10_STUDY = Study(
         "indices from a list that shrinks under them, and cannot run.",
         "Momentum, weight decay and batch size are not stated: 0.9, 5e-4 and 128 here. Pixels are normalised by "
         "their deviation, where the study divides by the mean of the images' deviations.",
-        "exp1 and exp2-kaiming agree to the bit: the two networks differ in nothing but their initial weights.",
         "Micro F1 equals accuracy on the same images, as the study notes: each has one label and one prediction.",
     ),
+    twins=(("exp1", "exp2-kaiming"),),
 )
 
 CIFAR100_STUDY = Study(
